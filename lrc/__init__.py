@@ -1,0 +1,1 @@
+"""Local routing consistency of Mixture-of-Experts language models."""

@@ -1,0 +1,1 @@
+"""The inner loops: one interface, an implementation per kind of hardware."""
