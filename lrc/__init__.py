@@ -1,1 +1,20 @@
-"""Local routing consistency of Mixture-of-Experts language models."""
+"""Local routing consistency (LRC) of Mixture-of-Experts language models."""
+
+from importlib import import_module
+
+from lrc.errors import LrcError, TraceError
+
+# Public names whose modules import torch, transformers or matplotlib: loaded on first use, so that
+# `import lrc` stays light for those who only measure traces.
+_LAZY: dict[str, str] = {}
+_LAZY_MODULES: tuple[str, ...] = ()
+
+__all__ = ["LrcError", "TraceError", *_LAZY]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    if name in _LAZY_MODULES:
+        return import_module(f"lrc.{name}")
+    raise AttributeError(f"module 'lrc' has no attribute {name!r}")

@@ -1,0 +1,9 @@
+"""Errors that end in one line: what is wrong, where, and what to do."""
+
+
+class LrcError(ValueError):
+    """Base of every error raised on purpose by this package."""
+
+
+class TraceError(LrcError):
+    """A trace, or a file that should hold one, is not valid."""
