@@ -3,13 +3,15 @@
 from importlib import import_module
 
 from lrc.errors import LrcError, TraceError
+from lrc.trace import Trace
+from lrc.trace_file import load_trace
 
 # Public names whose modules import torch, transformers or matplotlib: loaded on first use, so that
 # `import lrc` stays light for those who only measure traces.
 _LAZY: dict[str, str] = {}
 _LAZY_MODULES: tuple[str, ...] = ()
 
-__all__ = ["LrcError", "TraceError", *_LAZY]
+__all__ = ["LrcError", "Trace", "TraceError", "load_trace", *_LAZY]
 
 
 def __getattr__(name: str):

@@ -1,0 +1,462 @@
+"""The trace: which experts every token used, and what is known about the tokens.
+
+A trace is validated once, when it is built; everything that measures one may rely on it.
+"""
+
+import json
+from collections.abc import Sequence
+from os import PathLike
+
+import numpy as np
+
+from lrc.errors import TraceError
+from lrc.kernels.cpu_checks import OUT_OF_RANGE, first_fault
+
+MAX_EXPERTS = np.iinfo(np.int16).max
+
+
+class Trace:
+    """Routing of a Mixture-of-Experts model over a corpus.
+
+    Parameters
+    ----------
+    experts : array_like of int, shape [sequences, tokens, layers, top_k]
+        0-based ids of the routed experts that were really executed, slots in falling router
+        weight; -1 = no expert (dropped by capacity, padding, zero expert).
+    num_experts : int
+        Routed experts of one layer; all layers have as many.
+    lengths : array_like of int, shape [sequences], optional
+        Valid tokens of each sequence (default: all). Tokens past it are never counted: their
+        experts, token ids and predicted ids become -1, their weights 0.
+    datasets : sequence of str, length [sequences], optional
+        Domain label of each sequence.
+    token_ids, predicted_ids : array_like of int, shape [sequences, tokens], optional
+        The input token, and the token that the model predicts after it; -1 = unknown.
+    weights : array_like of float, shape of `experts`, optional
+        Router weights of the executed experts, kept as float16; 0 where there is no expert.
+    meta : dict, optional
+        Anything JSON can hold: model name and revision, ``layers`` (names of the MoE modules in
+        order), ``stack`` ("encoder" or "decoder"), ``expert_bytes``, dtype, versions, ...
+
+    Attributes
+    ----------
+    experts : int16 array [sequences, tokens, layers, top_k]
+    lengths : int64 array [sequences]
+    datasets : str array [sequences] or None
+    token_ids, predicted_ids : int32 array [sequences, tokens] or None
+    weights : float16 array [sequences, tokens, layers, top_k] or None
+    num_experts : int
+    meta : dict
+
+    Raises
+    ------
+    TraceError
+        Wrong shape or dtype, id out of range, an expert twice in one token, weight that is
+        negative or no number; the message names the place.
+
+    Notes
+    -----
+    The arrays are copies and read-only: the compiled kernels trust ids to be in range.
+
+    Examples
+    --------
+    >>> trace = Trace([[[[0, 2]], [[1, 2]]]], num_experts=4, datasets=["code"])
+    >>> trace
+    <lrc.Trace: 1 sequence, 2 tokens, 1 layer, top-2 of 4 experts, 1 dataset>
+    """
+
+    __slots__ = (
+        "datasets",
+        "experts",
+        "lengths",
+        "meta",
+        "num_experts",
+        "predicted_ids",
+        "token_ids",
+        "weights",
+    )
+
+    def __init__(
+        self,
+        experts,
+        num_experts,
+        *,
+        lengths=None,
+        datasets=None,
+        token_ids=None,
+        predicted_ids=None,
+        weights=None,
+        meta=None,
+    ):
+        self.num_experts = _checked_num_experts(num_experts)
+        given = _as_array(experts, "experts", kinds="iu", ndim=4)
+        num_sequences, num_tokens, num_layers, top_k = given.shape
+        if num_layers < 1 or not 1 <= top_k <= self.num_experts:
+            raise TraceError(
+                f"experts has shape {list(given.shape)}, but [sequences, tokens, layers, top_k] "
+                f"needs at least one layer and top_k from 1 to num_experts = {self.num_experts}"
+            )
+        self.lengths = _checked_lengths(lengths, num_sequences, num_tokens)
+        self.experts = _checked_experts(given, self.lengths, self.num_experts)
+        self.datasets = _checked_datasets(datasets, num_sequences)
+        self.token_ids = _checked_tokens(token_ids, "token_ids", self.lengths, num_tokens)
+        self.predicted_ids = _checked_tokens(
+            predicted_ids, "predicted_ids", self.lengths, num_tokens
+        )
+        self.weights = _checked_weights(weights, self.experts, self.lengths)
+        self.meta = _checked_meta(meta)
+        self._freeze()
+
+    @classmethod
+    def _adopt(cls, experts, num_experts, **parts):
+        """Build a trace of arrays that are valid already: no checks, no copies."""
+        trace = object.__new__(cls)
+        trace.experts, trace.num_experts = experts, num_experts
+        for name in ("lengths", "datasets", "token_ids", "predicted_ids", "weights", "meta"):
+            setattr(trace, name, parts.get(name))
+        trace._freeze()
+        return trace
+
+    def _freeze(self):
+        for _, array in self._arrays():
+            array.flags.writeable = False
+
+    def _arrays(self):
+        """Names and arrays that are there, all with sequences as their first axis."""
+        names = ("experts", "lengths", "datasets", "token_ids", "predicted_ids", "weights")
+        return [(name, getattr(self, name)) for name in names if getattr(self, name) is not None]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Sequences, tokens (padded), layers, top_k."""
+        return self.experts.shape
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of sequences."""
+        return self.experts.shape[0]
+
+    @property
+    def num_layers(self) -> int:
+        """Number of MoE layers."""
+        return self.experts.shape[2]
+
+    @property
+    def top_k(self) -> int:
+        """Slots of one token in one layer."""
+        return self.experts.shape[3]
+
+    @property
+    def num_tokens(self) -> int:
+        """Valid tokens of all sequences together."""
+        return int(self.lengths.sum())
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Boolean [sequences, tokens]: the tokens that count."""
+        return np.arange(self.experts.shape[1]) < self.lengths[:, None]
+
+    @property
+    def dataset_names(self) -> list[str]:
+        """Distinct dataset labels, in order of first appearance; empty without labels."""
+        return [] if self.datasets is None else list(dict.fromkeys(self.datasets.tolist()))
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the MoE layers in ``meta["layers"]``, or their numbers as text."""
+        names = (self.meta or {}).get("layers")
+        if isinstance(names, list) and len(names) == self.num_layers:
+            return [str(name) for name in names]
+        return [str(layer) for layer in range(self.num_layers)]
+
+    def select(self, sequences=None, *, layers=None, datasets=None) -> "Trace":
+        """Part of the trace, as a trace of its own.
+
+        Parameters
+        ----------
+        sequences, layers : int, slice, sequence of int or boolean mask, optional
+            What to keep, in that order (default: all). ``meta["layers"]`` follows.
+        datasets : str or sequence of str, optional
+            Keep only sequences of these datasets (after `sequences`).
+
+        Returns
+        -------
+        Trace
+
+        Raises
+        ------
+        TraceError
+            An index out of range, an unknown dataset, or datasets of a trace without labels.
+        """
+        rows = _index(sequences, self.num_sequences, "sequences")
+        if datasets is not None:
+            wanted = [datasets] if isinstance(datasets, str) else list(datasets)
+            unknown = [name for name in wanted if name not in self.dataset_names]
+            if unknown:
+                known = ", ".join(self.dataset_names) or "none: the trace has no labels"
+                raise TraceError(f"dataset {unknown[0]!r} is not in the trace (it has {known})")
+            rows = rows[np.isin(self.datasets[rows], wanted)]
+        columns = _index(layers, self.num_layers, "layers")
+        parts = {name: array[rows] for name, array in self._arrays()}
+        meta = dict(self.meta)
+        if layers is not None:
+            if not len(columns):
+                raise TraceError("select would keep no layer: name at least one")
+            for name in {"experts", "weights"} & parts.keys():
+                parts[name] = np.ascontiguousarray(parts[name][:, :, columns])
+            if isinstance(meta.get("layers"), list) and len(meta["layers"]) == self.num_layers:
+                meta["layers"] = [meta["layers"][column] for column in columns]
+        return self._adopt(parts.pop("experts"), self.num_experts, meta=meta, **parts)
+
+    def equals(self, other: "Trace") -> bool:
+        """Whether another trace holds exactly the same (shape, routing, labels, meta)."""
+        if not isinstance(other, Trace) or self.num_experts != other.num_experts:
+            return False
+        mine, theirs = dict(self._arrays()), dict(other._arrays())
+        return (
+            self.meta == other.meta
+            and mine.keys() == theirs.keys()
+            and all(np.array_equal(mine[name], theirs[name]) for name in mine)
+        )
+
+    def save(self, path: str | PathLike) -> None:
+        """Write the trace to a Parquet file, whole or not at all.
+
+        The same trace gives the same bytes (with the same version of pyarrow).
+
+        Parameters
+        ----------
+        path : path
+            An existing file is replaced.
+
+        See Also
+        --------
+        lrc.load_trace : read it back. `lrc.trace_file` describes the columns.
+        """
+        from lrc.trace_file import save_trace
+
+        save_trace(self, path)
+
+    def __repr__(self) -> str:
+        parts = [
+            _plural(self.num_sequences, "sequence"),
+            _plural(self.num_tokens, "token"),
+            _plural(self.num_layers, "layer"),
+            f"top-{self.top_k} of {_plural(self.num_experts, 'expert')}",
+        ]
+        if self.datasets is not None:
+            parts.append(_plural(len(self.dataset_names), "dataset"))
+        return f"<lrc.Trace: {', '.join(parts)}>"
+
+    def __reduce__(self):
+        # For processes and machines that share the work; files are never pickled.
+        return _rebuild, ({name: getattr(self, name) for name in self.__slots__},)
+
+
+def _rebuild(parts):
+    return Trace._adopt(parts.pop("experts"), parts.pop("num_experts"), **parts)
+
+
+def concat_traces(traces: Sequence[Trace]) -> Trace:
+    """Sequences of several traces of one model, one after the other.
+
+    Parameters
+    ----------
+    traces : sequence of Trace
+        With the same layers, top_k and num_experts; shorter ones are padded. An optional array
+        (labels, token ids, weights) must be in all of them or in none. `meta` is the first's.
+
+    Returns
+    -------
+    Trace
+
+    Raises
+    ------
+    TraceError
+        Nothing to join, or traces that do not fit together.
+    """
+    traces = list(traces)
+    if not traces:
+        raise TraceError("no traces to join: give at least one")
+    first = traces[0]
+    names = [name for name, _ in first._arrays()]
+    for i, trace in enumerate(traces):
+        if trace.shape[2:] != first.shape[2:] or trace.num_experts != first.num_experts:
+            raise TraceError(f"trace {i} does not fit trace 0: {trace!r} against {first!r}")
+        if [name for name, _ in trace._arrays()] != names:
+            raise TraceError(
+                f"trace {i} and trace 0 differ in what they hold (datasets, token_ids, "
+                "predicted_ids, weights): give each array to all traces or to none"
+            )
+    num_tokens = max(trace.shape[1] for trace in traces)
+    parts = {}
+    for name in names:
+        arrays = [getattr(trace, name) for trace in traces]
+        if arrays[0].ndim > 1:
+            fill = 0 if name == "weights" else -1
+            arrays = [_padded(array, num_tokens, fill) for array in arrays]
+        parts[name] = np.concatenate(arrays)
+    return Trace._adopt(parts.pop("experts"), first.num_experts, meta=dict(first.meta), **parts)
+
+
+def _padded(array, num_tokens, fill):
+    if array.shape[1] == num_tokens:
+        return array
+    widths = [(0, 0), (0, num_tokens - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
+    return np.pad(array, widths, constant_values=fill)
+
+
+def _plural(count, noun):
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _as_array(values, name, *, kinds, ndim):
+    """Array of the right kind and number of axes; torch tensors on any device are welcome."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise TraceError(f"{name} is ragged: pad it to one shape and give lengths") from error
+    if array.size == 0 and array.dtype.kind == "f" and "i" in kinds and "f" not in kinds:
+        array = array.astype(np.int16)  # numpy's dtype of an empty list
+    if array.dtype.kind not in kinds:
+        wanted = "numbers" if "f" in kinds else "integers"
+        raise TraceError(f"{name} has dtype {array.dtype}, but must hold {wanted}")
+    if array.ndim != ndim:
+        raise TraceError(f"{name} has shape {list(array.shape)}, but must have {ndim} axes")
+    return array
+
+
+def _checked_num_experts(num_experts):
+    if isinstance(num_experts, bool) or not isinstance(num_experts, int | np.integer):
+        raise TraceError(f"num_experts is {num_experts!r}, but must be an integer")
+    if not 1 <= num_experts <= MAX_EXPERTS:
+        raise TraceError(f"num_experts is {num_experts}, but must be from 1 to {MAX_EXPERTS}")
+    return int(num_experts)
+
+
+def _checked_lengths(lengths, num_sequences, num_tokens):
+    if lengths is None:
+        return np.full(num_sequences, num_tokens, np.int64)
+    lengths = _as_array(lengths, "lengths", kinds="iu", ndim=1).astype(np.int64)
+    if lengths.shape != (num_sequences,):
+        raise TraceError(f"lengths has {len(lengths)} entries for {num_sequences} sequences")
+    wrong = (lengths < 0) | (lengths > num_tokens)
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise TraceError(f"lengths[{i}] is {lengths[i]}, but must be from 0 to {num_tokens} tokens")
+    return lengths
+
+
+def _checked_experts(given, lengths, num_experts):
+    info = np.iinfo(np.int16)
+    fits = np.can_cast(given.dtype, np.int16) or not given.size
+    if not fits and (given.min() < info.min or given.max() > info.max):
+        # Clipped, not wrapped: what was out of range stays so (and may lie past a length).
+        experts = np.clip(given, -2 if given.dtype.kind == "i" else 0, info.max).astype(np.int16)
+    else:
+        experts = np.array(given, np.int16, order="C")
+    _blank_past(experts, lengths, -1)
+    fault, i, t, j, k = first_fault(experts, lengths, num_experts)
+    if not fault:
+        return experts
+    place = f"experts[sequence {i}, token {t}, layer {j}, slot {k}] is {given[i, t, j, k]}"
+    if fault == OUT_OF_RANGE:
+        raise TraceError(
+            f"{place}, but ids run from 0 to {num_experts - 1} (-1 = no expert): "
+            "correct num_experts or the ids"
+        )
+    raise TraceError(
+        f"{place}, which an earlier slot of the same token has too: a token uses an expert once"
+    )
+
+
+def _checked_datasets(datasets, num_sequences):
+    if datasets is None:
+        return None
+    if isinstance(datasets, str):
+        raise TraceError(f"datasets is one text, {datasets!r}: give a label for each sequence")
+    labels = list(datasets)
+    if len(labels) != num_sequences:
+        raise TraceError(f"datasets has {len(labels)} labels for {num_sequences} sequences")
+    for i, label in enumerate(labels):
+        if not isinstance(label, str) or not label:
+            raise TraceError(f"datasets[{i}] is {label!r}, but must be a text that is not empty")
+    return np.array(labels, dtype=np.str_) if labels else np.empty(0, np.str_)
+
+
+def _checked_tokens(tokens, name, lengths, num_tokens):
+    if tokens is None:
+        return None
+    tokens = _as_array(tokens, name, kinds="iu", ndim=2)
+    if tokens.shape != (len(lengths), num_tokens):
+        raise TraceError(
+            f"{name} has shape {list(tokens.shape)}, but experts has "
+            f"[{len(lengths)}, {num_tokens}] sequences and tokens"
+        )
+    wide = tokens.astype(np.int64)
+    _blank_past(wide, lengths, -1)
+    wrong = (wide < -1) | (wide > np.iinfo(np.int32).max)
+    if wrong.any():
+        i, t = np.unravel_index(wrong.argmax(), wrong.shape)
+        raise TraceError(
+            f"{name}[sequence {i}, token {t}] is {tokens[i, t]}, but ids start at 0 (-1 = unknown)"
+        )
+    return wide.astype(np.int32)
+
+
+def _checked_weights(weights, experts, lengths):
+    if weights is None:
+        return None
+    weights = _as_array(weights, "weights", kinds="fiu", ndim=4)
+    if weights.shape != experts.shape:
+        raise TraceError(
+            f"weights has shape {list(weights.shape)}, but experts has {list(experts.shape)}"
+        )
+    with np.errstate(over="ignore"):
+        half = np.array(weights, np.float16, order="C")
+    half[experts < 0] = 0
+    wrong = ~((half >= 0) & np.isfinite(half))
+    if wrong.any():
+        i, t, j, k = np.unravel_index(wrong.argmax(), wrong.shape)
+        raise TraceError(
+            f"weights[sequence {i}, token {t}, layer {j}, slot {k}] is {weights[i, t, j, k]}, "
+            "but must be a number from 0 to 65504"
+        )
+    return half
+
+
+def _checked_meta(meta):
+    if meta is None:
+        return {}
+    if not isinstance(meta, dict):
+        raise TraceError(f"meta is of type {type(meta).__name__}, but must be a dict")
+    try:
+        return json.loads(json.dumps(meta, default=_plain, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TraceError(f"meta cannot be kept as JSON: {error}") from error
+
+
+def _plain(value):
+    """Numpy scalars and arrays, dtypes and paths as JSON."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, PathLike) or type(value).__name__ == "dtype":
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def _blank_past(array, lengths, fill):
+    for i in np.flatnonzero(lengths < array.shape[1]):
+        array[i, lengths[i] :] = fill
+
+
+def _index(choice, size, name):
+    """Positions along an axis, for any way of choosing them."""
+    try:
+        positions = np.arange(size)[slice(None) if choice is None else choice]
+    except (IndexError, TypeError) as error:
+        raise TraceError(f"cannot select {name} {choice!r} of {size}") from error
+    return np.atleast_1d(positions)

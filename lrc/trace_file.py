@@ -1,0 +1,393 @@
+"""Traces in Parquet: written whole or not at all, and checked when read.
+
+A row is a sequence. Anything that reads Parquet reads the columns:
+
+========= ================ ================================================================
+column    type             content
+========= ================ ================================================================
+dataset   string           domain label (absent without labels)
+tokens    int32            valid tokens of the sequence
+experts   list of int16    ids, flat: ``reshape(tokens, layers, top_k)``; -1 = no expert
+token_ids list of int32    input tokens (absent if unknown)
+predicted_ids list of int32    tokens predicted after them (absent if unknown)
+weights   list of float32  router weights, like experts (absent if unknown)
+checksum  uint64           BLAKE2b of the row
+========= ================ ================================================================
+
+The schema's metadata has the key ``lrc`` with the rest as JSON: version, num_experts, layers,
+top_k, sequence_length (padded), sequences, meta, and a checksum over all of it and over every
+row's checksum. So rows can be verified one by one, row groups read out of core, and a file that
+lost its end or its middle is told from a whole one.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from hashlib import blake2b
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lrc.errors import TraceError
+from lrc.trace import Trace, concat_traces
+
+VERSION = 1
+KEY = b"lrc"
+# Ids in a row group: small enough to read out of core, large enough to compress well.
+ROW_GROUP_IDS = 1 << 24
+COLUMNS = {
+    "dataset": pa.string(),
+    "tokens": pa.int32(),
+    "experts": pa.list_(pa.int16()),
+    "token_ids": pa.list_(pa.int32()),
+    "predicted_ids": pa.list_(pa.int32()),
+    "weights": pa.list_(pa.float32()),
+    "checksum": pa.uint64(),
+}
+OPTIONAL = ("token_ids", "predicted_ids", "weights")
+
+
+class TraceWriter:
+    """Writes a trace part by part, a row group or more for each; the file appears at the end.
+
+    Parameters
+    ----------
+    path : path
+        Where the file shall be. Until `close` its data are in a temporary file beside it, which
+        is removed if the ``with`` block ends in an error.
+
+    Examples
+    --------
+    >>> with TraceWriter("trace.parquet") as writer:  # doctest: +SKIP
+    ...     for batch in batches:
+    ...         writer.append(trace_of(batch))
+    """
+
+    def __init__(self, path: str | PathLike):
+        self.path = Path(path)
+        if not self.path.parent.is_dir():
+            raise TraceError(f"{self.path}: folder {self.path.parent} does not exist; create it")
+        self._first = None
+        self._parquet = None
+        self._sequence_length = 0
+        self._checksums = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def append(self, trace: Trace) -> None:
+        """Add the sequences of a trace, which must be of the same kind as those before."""
+        if self._parquet is None:
+            self._open(trace)
+        else:
+            concat_traces([self._first, trace.select(slice(0))])
+        self._sequence_length = max(self._sequence_length, trace.shape[1])
+        rows = max(1, ROW_GROUP_IDS // max(1, int(np.prod(trace.shape[1:]))))
+        for start in range(0, trace.num_sequences, rows):
+            table, checksums = _to_table(trace, range(start, min(start + rows, len(trace.lengths))))
+            self._parquet.write_table(table)
+            self._checksums.append(checksums)
+
+    def close(self) -> None:
+        """Finish the file and give it its name."""
+        if self._parquet is None:
+            raise TraceError(f"{self.path}: nothing was appended, so there is no trace to save")
+        header = {
+            "version": VERSION,
+            "num_experts": self._first.num_experts,
+            "layers": self._first.num_layers,
+            "top_k": self._first.top_k,
+            "sequence_length": self._sequence_length,
+            "sequences": sum(map(len, self._checksums)),
+            "meta": self._first.meta,
+        }
+        rows = np.concatenate([np.empty(0, np.uint64), *self._checksums])
+        header["checksum"] = _header_checksum(header, rows)
+        self._parquet.add_key_value_metadata({KEY: json.dumps(header, sort_keys=True)})
+        self._parquet.close()
+        with open(self._temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(self._temporary, self.path)
+
+    def discard(self) -> None:
+        """Remove what was written so far."""
+        if self._parquet is not None:
+            with suppress(OSError, pa.ArrowException):
+                self._parquet.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def _open(self, trace):
+        handle, name = tempfile.mkstemp(
+            dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".part"
+        )
+        os.close(handle)
+        self._temporary = Path(name)
+        # mkstemp is private to the user; a trace gets the rights any new file would get.
+        umask = os.umask(0)
+        os.umask(umask)
+        self._temporary.chmod(0o666 & ~umask)
+        self._first = trace.select(slice(0))
+        schema = pa.schema([(name, COLUMNS[name]) for name in _column_names(trace)])
+        self._parquet = pq.ParquetWriter(
+            self._temporary,
+            schema,
+            compression="zstd",
+            compression_level=9,
+            use_dictionary=["dataset", "experts.list.element"],
+            write_statistics=False,
+            column_encoding={
+                name: encoding
+                for name, encoding in {
+                    "token_ids.list.element": "PLAIN",
+                    "predicted_ids.list.element": "PLAIN",
+                    "weights.list.element": "BYTE_STREAM_SPLIT",
+                }.items()
+                if name.split(".")[0] in schema.names
+            },
+        )
+
+
+def save_trace(trace: Trace, path: str | PathLike) -> None:
+    """Write a trace to a Parquet file (see `Trace.save`)."""
+    with TraceWriter(path) as writer:
+        writer.append(trace)
+
+
+def load_trace(path: str | PathLike) -> Trace:
+    """Read a trace from a file that `Trace.save` wrote.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    Trace
+
+    Raises
+    ------
+    TraceError
+        No such file, no trace, or a trace that is damaged or cut short.
+    """
+    file = TraceFile(path)
+    parts = [file.read(group) for group in range(file.num_row_groups)]
+    if len(parts) == 1:
+        return parts[0]
+    return concat_traces(parts) if parts else file.empty
+
+
+def iter_trace(path: str | PathLike) -> Iterator[Trace]:
+    """Row groups of a trace file, each a `Trace`, so that one need not fit into memory."""
+    file = TraceFile(path)
+    for group in range(file.num_row_groups):
+        yield file.read(group)
+
+
+class TraceFile:
+    """A trace file opened for reading in parts.
+
+    Attributes
+    ----------
+    num_row_groups : int
+    num_sequences, num_experts, num_layers, top_k, sequence_length : int
+    meta : dict
+    """
+
+    def __init__(self, path: str | PathLike):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise TraceError(f"{self.path}: no such file")
+        try:
+            self._parquet = pq.ParquetFile(self.path)
+            text = (self._parquet.metadata.metadata or {}).get(KEY)
+            header = None if text is None else json.loads(text)
+        except Exception as error:
+            raise self._unreadable(error) from error
+        if not isinstance(header, dict):
+            raise TraceError(
+                f"{self.path}: a Parquet file, but no trace (its schema has no key 'lrc'); "
+                "build lrc.Trace from its columns and save that"
+            )
+        if header.get("version") != VERSION:
+            raise TraceError(
+                f"{self.path}: trace format {header.get('version')}, but this lrc reads "
+                f"{VERSION}; install the lrc that wrote it"
+            )
+        self._check(header)
+        self.num_row_groups = self._parquet.num_row_groups
+        self.num_sequences = header["sequences"]
+        self.num_experts, self.num_layers = header["num_experts"], header["layers"]
+        self.top_k, self.sequence_length = header["top_k"], header["sequence_length"]
+        self.meta = header["meta"]
+
+    def _check(self, header):
+        """Compare the header and all rows' checksums with the file's own checksum."""
+        schema = self._parquet.schema_arrow
+        for name in schema.names:
+            if name not in COLUMNS or schema.field(name).type != COLUMNS[name]:
+                raise self._damaged(f"column {name!r} has type {schema.field(name).type}")
+        if missing := {"tokens", "experts", "checksum"} - set(schema.names):
+            raise self._damaged(f"column {min(missing)!r} is missing")
+        try:
+            rows = self._parquet.read(columns=["checksum"])["checksum"].to_numpy()
+        except Exception as error:
+            raise self._unreadable(error) from error
+        checksum = header.pop("checksum", None)
+        if len(rows) != header.get("sequences") or checksum != _header_checksum(header, rows):
+            raise self._damaged("its checksum differs")
+
+    @property
+    def empty(self) -> Trace:
+        """A trace of this file's shape without sequences."""
+        shape = (0, self.sequence_length, self.num_layers, self.top_k)
+        names = self._parquet.schema_arrow.names
+        return Trace(
+            np.empty(shape, np.int16),
+            self.num_experts,
+            datasets=[] if "dataset" in names else None,
+            token_ids=np.empty(shape[:2], np.int32) if "token_ids" in names else None,
+            predicted_ids=np.empty(shape[:2], np.int32) if "predicted_ids" in names else None,
+            weights=np.empty(shape, np.float16) if "weights" in names else None,
+            meta=self.meta,
+        )
+
+    def read(self, group: int) -> Trace:
+        """Sequences of one row group."""
+        try:
+            table = self._parquet.read_row_group(group).combine_chunks()
+            lengths = table["tokens"].to_numpy().astype(np.int64)
+            if len(lengths) and (lengths.min() < 0 or lengths.max() > self.sequence_length):
+                raise self._damaged("a sequence is longer than the header says")
+            slots = self.num_layers * self.top_k
+            flat = {"experts": self._flat(table, "experts", lengths * slots)}
+            for name in OPTIONAL:
+                if name in table.column_names:
+                    each = slots if name == "weights" else 1
+                    flat[name] = self._flat(table, name, lengths * each)
+            labels = table["dataset"].to_pylist() if "dataset" in table.column_names else None
+        except TraceError:
+            raise
+        except Exception as error:
+            raise self._unreadable(error) from error
+        checksums = _row_checksums(labels, lengths, flat)
+        if not np.array_equal(checksums, table["checksum"].to_numpy()):
+            row = int((checksums != table["checksum"].to_numpy()).argmax())
+            raise self._damaged(f"row {row} of row group {group} has another checksum")
+        shape = (len(lengths), self.sequence_length, self.num_layers, self.top_k)
+        parts = {name: _unflatten(values, lengths, shape, name) for name, values in flat.items()}
+        return Trace(
+            parts.pop("experts"),
+            self.num_experts,
+            lengths=lengths,
+            datasets=labels,
+            meta=self.meta,
+            **parts,
+        )
+
+    def _flat(self, table, name, counts):
+        column = table[name]
+        array = column.chunk(0) if column.num_chunks else pa.array([], COLUMNS[name])
+        offsets = array.offsets.to_numpy()
+        if array.null_count or not np.array_equal(np.diff(offsets), counts):
+            raise self._damaged(f"column {name!r} does not fit the number of tokens")
+        values = array.flatten().to_numpy(zero_copy_only=False)
+        if values.dtype != COLUMNS[name].value_type.to_pandas_dtype():
+            raise self._damaged(f"column {name!r} has empty entries")
+        return values
+
+    def _damaged(self, what):
+        return TraceError(f"{self.path}: damaged ({what}); copy or record the trace again")
+
+    def _unreadable(self, error):
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        return TraceError(
+            f"{self.path}: no Parquet file, or a damaged one ({reason}); "
+            "copy or record the trace again"
+        )
+
+
+def _column_names(trace):
+    there = {name for name, _ in trace._arrays()}
+    skipped = {"dataset"} - ({"dataset"} if "datasets" in there else set())
+    skipped |= set(OPTIONAL) - there
+    return [name for name in COLUMNS if name not in skipped]
+
+
+def _to_table(trace, rows):
+    """Rows of a trace as an Arrow table, and their checksums."""
+    rows = slice(rows.start, rows.stop)
+    lengths = trace.lengths[rows]
+    valid = trace.valid[rows]
+    slots = trace.num_layers * trace.top_k
+    flat = {"experts": trace.experts[rows][valid].ravel()}
+    for name in OPTIONAL:
+        if getattr(trace, name) is not None:
+            flat[name] = getattr(trace, name)[rows][valid].ravel()
+    if "weights" in flat:
+        flat["weights"] = flat["weights"].astype(np.float32)
+    labels = None if trace.datasets is None else trace.datasets[rows].tolist()
+    checksums = _row_checksums(labels, lengths, flat)
+    columns = {"tokens": pa.array(lengths.astype(np.int32)), "checksum": pa.array(checksums)}
+    if labels is not None:
+        columns["dataset"] = pa.array(labels, pa.string())
+    for name, values in flat.items():
+        each = slots if name in ("experts", "weights") else 1
+        offsets = np.concatenate([[0], np.cumsum(lengths * each)]).astype(np.int32)
+        columns[name] = pa.ListArray.from_arrays(
+            pa.array(offsets), pa.array(values, COLUMNS[name].value_type)
+        )
+    names = _column_names(trace)
+    return pa.table([columns[name] for name in names], names=names), checksums
+
+
+def _row_checksums(labels, lengths, flat):
+    """BLAKE2b of each row: label, length, then the lists in the order of the columns."""
+    ends = {name: np.cumsum(lengths * _each(values, lengths)) for name, values in flat.items()}
+    raw = {name: memoryview(_little_endian(values)).cast("B") for name, values in flat.items()}
+    checksums = np.empty(len(lengths), np.uint64)
+    for row, length in enumerate(lengths.tolist()):
+        digest = blake2b(digest_size=8)
+        label = b"" if labels is None else labels[row].encode()
+        digest.update(len(label).to_bytes(4, "little") + label + length.to_bytes(4, "little"))
+        for name, values in flat.items():
+            size = values.itemsize
+            stop = int(ends[name][row])
+            start = int(ends[name][row - 1]) if row else 0
+            digest.update(raw[name][start * size : stop * size])
+        checksums[row] = int.from_bytes(digest.digest(), "little")
+    return checksums
+
+
+def _each(values, lengths):
+    """Values a token has in a flat list."""
+    total = int(lengths.sum())
+    return len(values) // total if total else 0
+
+
+def _little_endian(values):
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+
+
+def _header_checksum(header, rows):
+    text = json.dumps(header, sort_keys=True).encode()
+    return blake2b(text + _little_endian(rows).tobytes(), digest_size=16).hexdigest()
+
+
+def _unflatten(values, lengths, shape, name):
+    """Padded array of a flat list of valid tokens."""
+    tail = shape[2:] if name in ("experts", "weights") else ()
+    dtype = np.float16 if name == "weights" else values.dtype
+    padded = np.full(shape[:2] + tail, 0 if name == "weights" else -1, dtype)
+    padded[np.arange(shape[1]) < lengths[:, None]] = values.reshape(-1, *tail)
+    return padded
