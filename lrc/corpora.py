@@ -1,0 +1,450 @@
+"""Texts to route: the embedded corpus, local files, and their packing into sequences.
+
+The embedded corpus needs no network and ships no text: it is read from the Python packages that
+this project installs anyway (source, headers, documentation, translations, licences), plus
+mathematics generated from a seed. The same pinned packages give the same text everywhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from lrc.errors import LrcError
+
+DOMAINS = (
+    "python",
+    "cpp",
+    "javascript",
+    "documentation",
+    "readme",
+    "licence",
+    "translation",
+    "mathematics",
+)
+"""Domains of the embedded corpus."""
+
+SEQUENCE_LENGTH = 512
+"""Tokens of one sequence, as in the paper."""
+
+_DOMAIN_CHARACTERS = 3_000_000  # Per domain and split: more than any toy run reads.
+_DOCUMENT_CHARACTERS = 60_000  # A single huge file must not dominate its domain.
+_HELD_OUT_PERCENT = {"licence": 15, "javascript": 12}  # Small domains need a larger share.
+_HELD_OUT_PERCENT_DEFAULT = 8
+
+
+class CorpusError(LrcError):
+    """A corpus is unknown, unreadable or too small."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Packed token sequences, each of one domain.
+
+    Attributes
+    ----------
+    token_ids : numpy.ndarray
+        int32 array ``[sequences, tokens]``.
+    datasets : tuple of str
+        Domain label of each sequence.
+    """
+
+    token_ids: np.ndarray
+    datasets: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def fingerprint(self) -> str:
+        """Return a short hash of tokens and labels: equal texts, equal tokenizer."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.token_ids, "<i4").tobytes())
+        digest.update("\n".join(self.datasets).encode())
+        return digest.hexdigest()[:16]
+
+
+def embedded(split: str = "train", domains: Iterable[str] = DOMAINS) -> dict[str, list[str]]:
+    """Return the documents of the embedded corpus.
+
+    Parameters
+    ----------
+    split : {"train", "held-out"}
+        Whole files are held out by a hash of their name; catalogues of translations, where a
+        file is a language, are held out by piece. Licences repeat each other's clauses, so
+        held-out licences are new documents but not new text.
+    domains : iterable of str
+        Any of `DOMAINS`.
+
+    Returns
+    -------
+    dict of str to list of str
+        Documents by domain, in an order that depends only on the installed packages.
+
+    Raises
+    ------
+    CorpusError
+        If a domain or split is unknown.
+    """
+    if split not in ("train", "held-out"):
+        raise CorpusError(f"split {split!r} is unknown: use 'train' or 'held-out'")
+    unknown = [domain for domain in domains if domain not in DOMAINS]
+    if unknown:
+        raise CorpusError(
+            f"the embedded corpus has no domain {unknown[0]!r}: choose from {', '.join(DOMAINS)}"
+        )
+    return {domain: list(_documents(domain, split)) for domain in domains}
+
+
+def pack(documents: Iterable[str], tokenizer, length: int = SEQUENCE_LENGTH) -> np.ndarray:
+    """Concatenate documents, each closed by the end-of-text token, and cut into sequences.
+
+    Parameters
+    ----------
+    documents : iterable of str
+    tokenizer : transformers tokenizer
+        Called without special tokens; its ``eos_token_id`` closes each document.
+    length : int
+        Tokens of a sequence; an incomplete last sequence is dropped.
+
+    Returns
+    -------
+    numpy.ndarray
+        int32 array ``[sequences, tokens]``.
+    """
+    if tokenizer.eos_token_id is None:
+        raise CorpusError("the tokenizer has no end-of-text token: set tokenizer.eos_token first")
+    documents = list(documents)
+    ids: list[int] = []
+    # A chunk at a time: fast tokenizers work in parallel over a batch.
+    for start in range(0, len(documents), 256):
+        batch = tokenizer(documents[start : start + 256], add_special_tokens=False)["input_ids"]
+        for document in batch:
+            ids.extend(document)
+            ids.append(tokenizer.eos_token_id)
+    count = len(ids) // length
+    return np.asarray(ids[: count * length], np.int32).reshape(count, length)
+
+
+def sequences(
+    tokenizer,
+    corpus: str | Path | dict[str, list[str]] = "embedded",
+    *,
+    per_domain: int = 12,
+    length: int = SEQUENCE_LENGTH,
+    split: str = "held-out",
+) -> Sequences:
+    """Pack a corpus into the same number of sequences per domain.
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer
+    corpus : str, path or dict
+        ``"embedded"``, documents by domain, or a local file or folder: ``.txt``/``.md`` (a
+        document a file), ``.jsonl`` (field ``text``, optional field ``dataset``) or ``.parquet``
+        (the same columns). In a folder each file is a domain, named after the file.
+    per_domain : int
+        Sequences per domain.
+    length : int
+        Tokens per sequence.
+    split : {"train", "held-out"}
+        Of the embedded corpus.
+
+    Returns
+    -------
+    Sequences
+
+    Raises
+    ------
+    CorpusError
+        If the corpus is missing, unreadable, or a domain has too little text; the message says
+        which and how much there is.
+    """
+    if per_domain < 1 or length < 1:
+        raise CorpusError(f"per_domain ({per_domain}) and length ({length}) must be at least 1")
+    if isinstance(corpus, dict):
+        texts = corpus
+    elif str(corpus) == "embedded":
+        texts = embedded(split)
+    else:
+        texts = _local(Path(corpus))
+    parts, labels = [], []
+    for domain, documents in texts.items():
+        packed = pack(_enough(documents, per_domain * length), tokenizer, length)[:per_domain]
+        if len(packed) < per_domain:
+            raise CorpusError(
+                f"domain {domain!r} of corpus {_name(corpus)} fills {len(packed)} sequences of "
+                f"{length} tokens, {per_domain} are wanted: lower per_domain or add text"
+            )
+        parts.append(packed)
+        labels += [domain] * per_domain
+    if not parts:
+        raise CorpusError(f"corpus {_name(corpus)} holds no documents")
+    return Sequences(np.concatenate(parts), tuple(labels))
+
+
+def _name(corpus) -> str:
+    return "given as a dict" if isinstance(corpus, dict) else repr(str(corpus))
+
+
+def _enough(documents: list[str], tokens: int) -> Iterator[str]:
+    """Yield documents until they surely fill `tokens`: no tokenizer here averages 12 bytes."""
+    characters = 0
+    for document in documents:
+        yield document
+        characters += len(document)
+        if characters > 12 * tokens:
+            return
+
+
+# --- local files -----------------------------------------------------------------------------
+
+
+def _local(path: Path) -> dict[str, list[str]]:
+    if not path.exists():
+        raise CorpusError(f"no corpus at {path}: give 'embedded', a text file or a folder")
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    texts: dict[str, list[str]] = {}
+    for file in files:
+        for domain, document in _read(file):
+            texts.setdefault(domain, []).append(document)
+    return texts
+
+
+def _read(file: Path) -> Iterator[tuple[str, str]]:
+    suffix = file.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            import pandas as pd
+
+            rows = pd.read_parquet(file).to_dict("records")
+        elif suffix in (".jsonl", ".ndjson"):
+            lines = file.read_text("utf-8").splitlines()
+            rows = [json.loads(line) for line in lines if line.strip()]
+        elif suffix in (".txt", ".md", ".rst", ""):
+            rows = [{"text": file.read_text("utf-8")}]
+        else:
+            raise CorpusError(f"{file}: cannot read {suffix} as text; use .txt, .jsonl or .parquet")
+    except (OSError, ValueError) as error:
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(f"{file}: not readable as a corpus ({error})") from error
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise CorpusError(f"{file}: record {number} has no string field 'text'")
+        yield str(row.get("dataset", file.stem)), row["text"]
+
+
+# --- the embedded corpus ---------------------------------------------------------------------
+
+
+def _documents(domain: str, split: str) -> Iterator[str]:
+    if domain == "mathematics":
+        yield from _mathematics(seed=1 if split == "train" else 2)
+        return
+    held_out_percent = _HELD_OUT_PERCENT.get(domain, _HELD_OUT_PERCENT_DEFAULT)
+    characters = 0
+    for key, text in _SOURCES[domain]():
+        held_out = _hash(key) % 100 < held_out_percent
+        if held_out == (split == "held-out"):
+            yield text[:_DOCUMENT_CHARACTERS]
+            characters += min(len(text), _DOCUMENT_CHARACTERS)
+            if characters > _DOMAIN_CHARACTERS:
+                return
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+
+
+@lru_cache(maxsize=1)
+def _distributions() -> tuple[metadata.Distribution, ...]:
+    """Return the installed packages by name, less those that differ from platform to platform."""
+    varying = re.compile(r"^(lrc|pip|setuptools|wheel|torch|triton|nvidia.*|cuda.*|pywin.*)$", re.I)
+    found = {}
+    for distribution in metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name and not varying.match(name):
+            found.setdefault(name.lower(), distribution)
+    return tuple(found[name] for name in sorted(found))
+
+
+def _files(packages: tuple[str, ...], suffixes: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+    """Yield (name, path) of installed files, in an order that mixes the packages."""
+    names = {package.lower() for package in packages}
+    entries = []
+    for distribution in _distributions():
+        if names and distribution.metadata["Name"].lower() not in names:
+            continue
+        for file in distribution.files or ():
+            if file.suffix in suffixes:
+                entries.append((str(file), Path(str(distribution.locate_file(file)))))
+    yield from sorted(set(entries), key=lambda entry: _hash(entry[0]))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _python() -> Iterator[tuple[str, str]]:
+    for key, tree in _modules(("networkx", "matplotlib", "sphinx", "datasets", "accelerate")):
+        for node in ast.walk(tree):
+            # Documentation strings are another domain.
+            if _has_docstring(node):
+                node.body = node.body[1:] or [ast.Pass()]
+        yield key, ast.unparse(tree)
+
+
+def _documentation() -> Iterator[tuple[str, str]]:
+    for key, tree in _modules(("numpy", "scipy", "pandas")):
+        strings = [ast.get_docstring(node) for node in ast.walk(tree) if _has_docstring(node)]
+        text = "\n\n".join(string for string in strings if len(string) > 200)
+        if text:
+            yield key, text
+
+
+def _modules(packages: tuple[str, ...]) -> Iterator[tuple[str, ast.Module]]:
+    for key, path in _files(packages, (".py",)):
+        if "test" in key:
+            continue
+        source = _text(path)
+        if 500 < len(source) < 400_000:
+            try:
+                yield key, ast.parse(source)
+            except SyntaxError:
+                continue
+
+
+def _has_docstring(node: ast.AST) -> bool:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None
+
+
+def _cpp() -> Iterator[tuple[str, str]]:
+    for key, path in _files(("pyarrow", "pybind11", "numpy", "scipy"), (".h", ".hpp", ".c")):
+        # Most headers open with the same licence, which is another domain.
+        text = re.sub(r"\A\s*(?:/\*.*?\*/|(?://[^\n]*\n)+)", "", _text(path), flags=re.S)
+        if len(text) > 500:
+            yield key, text.strip()
+
+
+def _javascript() -> Iterator[tuple[str, str]]:
+    for key, path in _files((), (".js",)):
+        text = _text(path)
+        longest = max(map(len, text.splitlines()), default=0)
+        if len(text) > 500 and longest < 1_000:  # Minified code has very long lines.
+            yield key, text
+
+
+def _readme() -> Iterator[tuple[str, str]]:
+    for distribution in _distributions():
+        text = distribution.metadata.get_payload()
+        if isinstance(text, str) and len(text) > 300:
+            yield distribution.metadata["Name"].lower(), text
+
+
+def _licence() -> Iterator[tuple[str, str]]:
+    pattern = re.compile(r"(licen[cs]e|copying|notice)", re.I)
+    seen = set()
+    entries = []
+    for distribution in _distributions():
+        for file in distribution.files or ():
+            if pattern.search(file.name) and file.suffix not in (".py", ".pyc", ".h", ".json"):
+                entries.append((str(file), Path(str(distribution.locate_file(file)))))
+    for key, path in sorted(entries, key=lambda entry: _hash(entry[0])):
+        text = _text(path)
+        words = " ".join(text.split())
+        if len(words) > 300 and words not in seen:
+            seen.add(words)
+            yield key, text
+
+
+def _translation() -> Iterator[tuple[str, str]]:
+    string = re.compile(r'^msgstr(?:\[\d\])? ((?:"(?:[^"\\]|\\.)*"\s*)+)', re.M)
+    pieces = []
+    for key, path in _files((), (".po",)):
+        messages = []
+        for match in string.finditer(_text(path)):
+            text = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', match[1]))
+            if text and not text.startswith("Project-Id-Version"):
+                messages.append(text.replace('\\"', '"').replace("\\n", "\n"))
+        for start in range(0, len(messages), 40):
+            text = "\n".join(messages[start : start + 40])
+            if len(text) > 300:
+                pieces.append((f"{key}#{start}", text))
+    yield from sorted(pieces, key=lambda piece: _hash(piece[0]))
+
+
+def _mathematics(seed: int) -> Iterator[str]:
+    """Yield worked exercises, 20 a document, all answers right."""
+    random = np.random.default_rng(seed)
+    characters = 0
+    while characters < _DOMAIN_CHARACTERS:
+        kinds = random.integers(len(_EXERCISES), size=20)
+        document = "\n".join(_EXERCISES[kind](random) for kind in kinds)
+        characters += len(document)
+        yield document
+
+
+def _product(random: np.random.Generator) -> str:
+    a, b = (int(x) for x in random.integers(11, 100, 2))
+    tens, ones = b // 10 * 10, b % 10
+    return (
+        f"Compute {a} * {b}. {a} * {b} = {a} * {tens} + {a} * {ones} "
+        f"= {a * tens} + {a * ones} = {a * b}."
+    )
+
+
+def _linear(random: np.random.Generator) -> str:
+    a, x, b = int(random.integers(2, 13)), int(random.integers(-20, 21)), int(random.integers(1, 50))
+    return (
+        f"Solve {a}x + {b} = {a * x + b}. Subtract {b}: {a}x = {a * x}. Divide by {a}: x = {x}."
+    )
+
+
+def _divisor(random: np.random.Generator) -> str:
+    a, b = (int(x) for x in random.integers(12, 400, 2))
+    text, p, q = f"Find gcd({a}, {b}). ", a, b
+    while q:
+        text += f"{p} = {p // q} * {q} + {p % q}; "
+        p, q = q, p % q
+    return text + f"so gcd({a}, {b}) = {p}."
+
+
+def _derivative(random: np.random.Generator) -> str:
+    c = [int(x) for x in random.integers(1, 10, 4)]
+    return (
+        f"Let f(x) = {c[3]}x^3 + {c[2]}x^2 + {c[1]}x + {c[0]}. "
+        f"Then f'(x) = {3 * c[3]}x^2 + {2 * c[2]}x + {c[1]} and f'(1) = "
+        f"{3 * c[3] + 2 * c[2] + c[1]}."
+    )
+
+
+def _series(random: np.random.Generator) -> str:
+    first, step, count = (int(x) for x in random.integers(1, 12, 3))
+    count += 2
+    terms = [first + step * i for i in range(count)]
+    return f"Sum the series {' + '.join(map(str, terms))}. The sum is {sum(terms)}."
+
+
+_EXERCISES = (_product, _linear, _divisor, _derivative, _series)
+
+_SOURCES: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
+    "python": _python,
+    "cpp": _cpp,
+    "javascript": _javascript,
+    "documentation": _documentation,
+    "readme": _readme,
+    "licence": _licence,
+    "translation": _translation,
+}

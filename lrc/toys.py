@@ -1,0 +1,199 @@
+"""The toy family: ten small models that differ from a baseline in one thing, as in the paper.
+
+The paper's controlled ("TOY") models have 8 layers, 64 experts, top-8 and 1.43 B parameters. Ours
+keep experts, top-k and every contrast between variants, at a size that a CPU can train. Training
+is in `lrc.toy_training`; this module holds the configurations and reads what the package ships.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from lrc import trace
+from lrc.errors import LrcError
+
+DATA = Path(__file__).parent / "data" / "toys"
+
+EXPERT_WIDTH = 24
+LAYERS = 4
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One toy model: how it differs from the baseline.
+
+    Attributes
+    ----------
+    name : str
+        Name used in code and file names.
+    label : str
+        The paper's name of the variant.
+    change : str
+        The difference, in words.
+    config : dict
+        Fields of the transformers configuration that differ.
+    aux_loss : float
+        Weight of the load-balancing loss of each MoE layer (1 = balanced value of the loss).
+    seeds : int
+        Seeds trained: three where the paper's conclusion rests on a small difference.
+    """
+
+    name: str
+    label: str
+    change: str
+    config: dict = field(default_factory=dict)
+    aux_loss: float = 0.01
+    seeds: int = 1
+
+
+def _shared(count: int) -> dict:
+    return {
+        "num_experts": 64 - count,
+        "num_experts_per_tok": 8 - count,
+        "shared_expert_intermediate_size": EXPERT_WIDTH * count,
+    }
+
+
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant("baseline", "Baseline", "64 experts, top-8", seeds=3),
+        Variant(
+            "fewer_experts",
+            "FewerExp",
+            "32 experts of double width, top-4",
+            {
+                "num_experts": 32,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 2 * EXPERT_WIDTH,
+            },
+        ),
+        Variant("more_active", "ActMore", "top-16", {"num_experts_per_tok": 16}),
+        Variant("fewer_active", "ActFewer", "top-2", {"num_experts_per_tok": 2}),
+        Variant("one_shared", "1ShrExp", "1 shared expert, top-7 of 63", _shared(1), seeds=3),
+        Variant("two_shared", "2ShrExp", "2 shared experts, top-6 of 62", _shared(2), seeds=3),
+        Variant("dense_first", "DenseFst", "first layer dense", {"mlp_only_layers": [0]}),
+        Variant("dense_half", "DenseHlf", "every other layer dense", {"mlp_only_layers": [0, 2]}),
+        Variant("no_balance", "NoLB", "no load-balancing loss", aux_loss=0.0, seeds=3),
+        Variant("over_balance", "OverLB", "ten times the balancing loss", aux_loss=0.1, seeds=3),
+    )
+}
+"""The ten variants by name, in the paper's order."""
+
+
+def variant(name: str) -> Variant:
+    """Return a variant by name.
+
+    Raises
+    ------
+    LrcError
+        If there is none of that name; the message lists them.
+    """
+    if name not in VARIANTS:
+        raise LrcError(f"no toy model named {name!r}: choose from {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def config(name: str, vocab_size: int = 2048):
+    """Return the transformers configuration of a variant.
+
+    Parameters
+    ----------
+    name : str
+        A key of `VARIANTS`.
+    vocab_size : int
+        Tokens of the tokenizer.
+
+    Returns
+    -------
+    transformers.Qwen2MoeConfig
+        Baseline: width 96, 4 layers, 64 experts of width 24, top-8, no shared expert. A dense
+        layer is as wide as all experts together, as in the paper.
+    """
+    from transformers import Qwen2MoeConfig
+
+    baseline = {
+        "vocab_size": vocab_size,
+        "hidden_size": 96,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 64 * EXPERT_WIDTH,
+        "moe_intermediate_size": EXPERT_WIDTH,
+        "shared_expert_intermediate_size": 0,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": False,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "eos_token_id": 0,
+        "bos_token_id": None,
+        "pad_token_id": None,
+        "use_cache": False,
+    }
+    return Qwen2MoeConfig(**(baseline | variant(name).config))
+
+
+def path(name: str = "baseline") -> Path:
+    """Return the folder of a variant's shipped weights, for ``lrc.load_model("toy:NAME")``.
+
+    Raises
+    ------
+    LrcError
+        If the variant is unknown or its weights are not shipped.
+    """
+    folder = DATA / variant(name).name
+    if not (folder / "model.safetensors").is_file():
+        shipped = sorted(p.parent.name for p in DATA.glob("*/model.safetensors"))
+        raise LrcError(
+            f"the weights of toy {name!r} are not shipped, only those of {', '.join(shipped)}: "
+            f"train it with `python -m lrc.toy_training {name}`"
+        )
+    return folder
+
+
+def shipped() -> list[tuple[str, int]]:
+    """Return (variant, seed) of every shipped trace, in the order of `VARIANTS`."""
+    runs = []
+    for name in VARIANTS:
+        seeds = (int(p.stem.rsplit("-", 1)[1]) for p in DATA.glob(f"traces/{name}-*.parquet"))
+        runs += [(name, seed) for seed in sorted(seeds)]
+    return runs
+
+
+def load_trace(name: str, seed: int = 0) -> trace.Trace:
+    """Return the shipped trace of a variant: 12 held-out sequences of each of eight domains.
+
+    Parameters
+    ----------
+    name : str
+        A key of `VARIANTS`.
+    seed : int
+        Seed of the training run.
+
+    Raises
+    ------
+    LrcError
+        If that variant or seed is not shipped.
+    """
+    file = DATA / "traces" / f"{variant(name).name}-{seed}.parquet"
+    if not file.is_file():
+        seeds = [run_seed for run_name, run_seed in shipped() if run_name == name]
+        raise LrcError(f"toy {name!r} has no shipped trace of seed {seed}, only of {seeds}")
+    return trace.load_trace(file)
+
+
+def losses() -> pd.DataFrame:
+    """Return the loss curves of every shipped run.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``model, seed, step, tokens, split, dataset, loss``: nats per token; ``split`` is
+        "train" (mean since the last record; no dataset) or "held-out" (by domain).
+    """
+    frames = [pd.read_csv(file) for file in sorted(DATA.glob("losses/*.csv"))]
+    return pd.concat(frames, ignore_index=True)
