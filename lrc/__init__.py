@@ -2,16 +2,31 @@
 
 from importlib import import_module
 
+from lrc import published
 from lrc.errors import LrcError, TraceError
+from lrc.notebook import glue, setup_notebook
+from lrc.params import ParameterError, check_parameters, resolve_trace
 from lrc.trace import Trace
 from lrc.trace_file import load_trace
 
 # Public names whose modules import torch, transformers or matplotlib: loaded on first use, so that
 # `import lrc` stays light for those who only measure traces.
 _LAZY: dict[str, str] = {}
-_LAZY_MODULES: tuple[str, ...] = ()
+_LAZY_MODULES: tuple[str, ...] = ("charts",)
 
-__all__ = ["LrcError", "Trace", "TraceError", "load_trace", *_LAZY]
+__all__ = [
+    "LrcError",
+    "ParameterError",
+    "Trace",
+    "TraceError",
+    "check_parameters",
+    "glue",
+    "load_trace",
+    "published",
+    "resolve_trace",
+    "setup_notebook",
+    *_LAZY,
+]
 
 
 def __getattr__(name: str):

@@ -1,0 +1,71 @@
+"""What every notebook of the book does first, and how its numbers reach the prose."""
+
+import os
+import random
+import sys
+import warnings
+from typing import Any
+
+
+def setup_notebook(seed: int = 0) -> None:
+    """Make a notebook quiet and repeatable; call it once, in the first cell.
+
+    Progress bars of Hugging Face libraries, which a web page shows as dead widgets, are switched
+    off, and so are their log messages below errors; `random`, NumPy's global generator and, if it
+    is loaded, torch start from `seed`. Charts need no set-up: `lrc.charts` draws in its own style.
+
+    Parameters
+    ----------
+    seed
+        Start of the random number generators.
+    """
+    import numpy as np
+
+    # Read when the libraries are imported; those that are loaded already are told below.
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].logging.disable_progress_bar()
+        sys.modules["transformers"].logging.set_verbosity_error()
+    # They advise of settings that a reader cannot act upon, on stderr, in the middle of a page.
+    for library in ("transformers", "datasets", "huggingface_hub", "torch"):
+        warnings.filterwarnings("ignore", module=library)
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - for libraries that draw from the global generator
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+
+
+def glue(**values: Any) -> None:
+    """Keep values of a notebook under a name, for the prose of this and other pages.
+
+    Numbers are rounded to 4 decimals, as in charts. The book's prose names them with the role
+    ``{glue:text}`NAME``` on the same page, ``{glue:text}`PAGE::NAME:.2f``` on another. In the
+    notebook itself they leave no visible output; nbval compares them all the same.
+
+    Parameters
+    ----------
+    **values
+        Names, and the numbers or texts to keep.
+    """
+    from IPython.display import display
+
+    for name, value in values.items():
+        text = repr(value if isinstance(value, str) else _rounded(value))
+        # The output that scrapbook and myst-nb agreed upon; written here so that running a
+        # notebook needs neither of them.
+        prefix = "application/papermill.record/"
+        metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
+        display({f"{prefix}text/plain": text}, raw=True, metadata=metadata)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, bool | int):
+        return value
+    number = float(value)
+    return int(number) if hasattr(value, "dtype") and value.dtype.kind in "iu" else round(number, 4)
