@@ -6,6 +6,7 @@ from lrc import published
 from lrc.errors import LrcError, TraceError
 from lrc.notebook import glue, setup_notebook
 from lrc.params import ParameterError, check_parameters, resolve_trace
+from lrc.srp import srp, srp_by_position
 from lrc.trace import Trace
 from lrc.trace_file import load_trace
 
@@ -25,6 +26,8 @@ __all__ = [
     "published",
     "resolve_trace",
     "setup_notebook",
+    "srp",
+    "srp_by_position",
     *_LAZY,
 ]
 

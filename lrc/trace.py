@@ -158,8 +158,8 @@ class Trace:
 
     @property
     def dataset_names(self) -> list[str]:
-        """Distinct dataset labels, in order of first appearance; empty without labels."""
-        return [] if self.datasets is None else list(dict.fromkeys(self.datasets.tolist()))
+        """Distinct dataset labels, sorted; empty without labels."""
+        return [] if self.datasets is None else sorted(set(self.datasets.tolist()))
 
     @property
     def layer_names(self) -> list[str]:

@@ -1,0 +1,249 @@
+"""Histograms of how often an expert is active in a window of consecutive tokens.
+
+A window that moves on by one token gains that token's experts and loses those of the token it
+leaves behind. Only experts that enter or leave are touched: a count that holds for w windows is
+booked once, with w. So the work per token grows with top_k, not with the number of experts or
+the segment length. Everything is an integer; histograms of parts of a trace add up to that of
+the whole.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numba import config, njit
+
+
+def bin_slices(segment_lengths) -> list[slice]:
+    """Where the bins 0 ... m of each segment length m lie along the last axis."""
+    stops = np.cumsum([m + 1 for m in segment_lengths]).tolist()
+    return [slice(stop - m - 1, stop) for m, stop in zip(segment_lengths, stops, strict=True)]
+
+
+def count_windows(experts, lengths, groups, num_groups, layers, expert_rows, segment_lengths):
+    """Histogram of activations per window, for every segment length.
+
+    Parameters
+    ----------
+    experts : int16 array [sequences, tokens, layers, top_k]
+        Valid ids; -1 counts as no activation.
+    lengths : int64 array [sequences]
+    groups : int64 array [sequences]
+        Row of the result that a sequence is counted in; -1 = leave it out.
+    num_groups : int
+    layers : int64 array
+        Layers to count, each in a row of its own.
+    expert_rows : int64 array [experts]
+        Row of the result that an expert is counted in; -1 = leave it out.
+    segment_lengths : sequence of int
+
+    Returns
+    -------
+    int64 array [groups, layers, expert rows, bins]
+        Windows with 0, 1, ... m activations, for the first segment length m, then for the
+        second ..., see `bin_slices`. A sequence shorter than m has none.
+    """
+    bins = bin_slices(segment_lengths)
+    first_bins = np.array([part.start for part in bins], np.int64)
+    segment_lengths = np.asarray(segment_lengths, np.int64)
+    shape = (num_groups, len(layers), int(expert_rows.max()) + 1, bins[-1].stop)
+
+    def work(sequences, rows, histogram):
+        _count_windows(
+            *(experts, lengths, groups, sequences, layers, rows),
+            *(expert_rows, segment_lengths, first_bins, histogram),
+        )
+
+    return _in_threads(work, groups, shape)
+
+
+def count_windows_by_position(
+    experts, lengths, groups, num_groups, layers, num_experts, segment_length
+):
+    """Histogram of activations per window, over all experts, at every start position.
+
+    Parameters
+    ----------
+    experts, lengths, groups, num_groups, layers
+        As in `count_windows`.
+    num_experts : int
+    segment_length : int
+
+    Returns
+    -------
+    int64 array [groups, layers, starts, segment_length + 1]
+        Windows of one expert with 0, 1, ... m activations; as many starts as the longest
+        sequence has.
+    """
+    longest = int(lengths[groups >= 0].max(initial=0))
+    starts = max(longest - segment_length + 1, 0)
+
+    def work(sequences, rows, change):
+        _count_changes(
+            *(experts, lengths, groups, sequences, layers, rows),
+            *(num_experts, segment_length, change),
+        )
+
+    # One start more: where the last window of the longest sequence ends.
+    shape = (num_groups, len(layers), starts + 1, segment_length + 1)
+    change = _in_threads(work, groups, shape)
+    return np.cumsum(change, axis=2, out=change)[:, :, :-1]
+
+
+def _in_threads(work, groups, shape):
+    """Let threads fill one histogram, each its own layers and sequences.
+
+    Layers have rows of their own. Where they are too few for all threads, sequences are dealt
+    out as well: by group, or else each thread gets a copy, and the copies are added.
+    """
+    num_groups, num_layers = shape[:2]
+    threads = max(1, config.NUMBA_NUM_THREADS)
+    layer_parts = min(threads, num_layers)
+    sequence_parts = -(-threads // max(1, layer_parts))
+    counted = np.flatnonzero(groups >= 0)
+    by_group = num_groups >= sequence_parts
+    deal = groups[counted] if by_group else np.arange(len(counted))
+    histograms = np.zeros((1 if by_group else sequence_parts, *shape), np.int64)
+    jobs = [
+        (
+            counted[deal % sequence_parts == part],
+            np.arange(start, num_layers, layer_parts),
+            histograms[0 if by_group else part],
+        )
+        for part in range(sequence_parts)
+        for start in range(layer_parts)
+    ]
+    if len(jobs) == 1:
+        work(*jobs[0])
+    else:
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            for done in [pool.submit(work, *job) for job in jobs]:
+                done.result()
+    return histograms[0] if by_group else histograms.sum(axis=0)
+
+
+@njit(cache=True, nogil=True)
+def _count_windows(
+    experts,
+    lengths,
+    groups,
+    sequences,
+    layers,
+    rows,
+    expert_rows,
+    segment_lengths,
+    first_bins,
+    histogram,
+):
+    top_k = experts.shape[3]
+    num_experts = len(expert_rows)
+    ids = np.empty((experts.shape[1], top_k), np.int64)
+    active = np.zeros(num_experts, np.int64)  # activations in the current window
+    since = np.zeros(num_experts, np.int64)  # first window with this many
+    for sequence in sequences:
+        length = lengths[sequence]
+        for row in rows:
+            for t in range(length):
+                for k in range(top_k):
+                    ids[t, k] = experts[sequence, t, layers[row], k]
+            booked = histogram[groups[sequence], row]
+            for i in range(len(segment_lengths)):
+                m = segment_lengths[i]
+                zero = first_bins[i]
+                num_windows = length - m + 1
+                if num_windows < 1:
+                    continue
+                for t in range(length):
+                    window = max(t - m + 1, 0)
+                    # Leave before entering: no count ever exceeds m, the last bin.
+                    if t >= m:
+                        for k in range(top_k):
+                            e = ids[t - m, k]
+                            if e >= 0:
+                                if expert_rows[e] >= 0:
+                                    booked[expert_rows[e], zero + active[e]] += window - since[e]
+                                since[e] = window
+                                active[e] -= 1
+                    for k in range(top_k):
+                        e = ids[t, k]
+                        if e >= 0:
+                            if expert_rows[e] >= 0:
+                                booked[expert_rows[e], zero + active[e]] += window - since[e]
+                            since[e] = window
+                            active[e] += 1
+                for e in range(num_experts):
+                    if expert_rows[e] >= 0:
+                        booked[expert_rows[e], zero + active[e]] += num_windows - since[e]
+                    active[e] = 0
+                    since[e] = 0
+
+
+@njit(cache=True, nogil=True)
+def _count_changes(
+    experts, lengths, groups, sequences, layers, rows, num_experts, segment_length, change
+):
+    """How each window's histogram differs from that of the window before."""
+    top_k = experts.shape[3]
+    m = segment_length
+    active = np.zeros(num_experts, np.int64)
+    for sequence in sequences:
+        length = lengths[sequence]
+        num_windows = length - m + 1
+        if num_windows < 1:
+            continue
+        for row in rows:
+            layer = layers[row]
+            booked = change[groups[sequence], row]
+            booked[0, 0] += num_experts
+            for t in range(length):
+                window = max(t - m + 1, 0)
+                if t >= m:
+                    for k in range(top_k):
+                        e = experts[sequence, t - m, layer, k]
+                        if e >= 0:
+                            booked[window, active[e]] -= 1
+                            active[e] -= 1
+                            booked[window, active[e]] += 1
+                for k in range(top_k):
+                    e = experts[sequence, t, layer, k]
+                    if e >= 0:
+                        booked[window, active[e]] -= 1
+                        active[e] += 1
+                        booked[window, active[e]] += 1
+            for e in range(num_experts):
+                booked[num_windows, active[e]] -= 1
+                active[e] = 0
+
+
+@njit(cache=True, nogil=True)
+def best_thresholds(histograms):
+    """F1, size ratio and activation rate at the best threshold of each histogram.
+
+    Parameters
+    ----------
+    histograms : int64 or (whole) float64 array [groups, m + 1]
+
+    Returns
+    -------
+    float64 array [groups, 3]
+        On equal F1 the lowest threshold counts; all 0 without activations.
+    """
+    num_groups, num_bins = histograms.shape
+    m = num_bins - 1
+    best = np.zeros((num_groups, 3))
+    for group in range(num_groups):
+        activations = 0.0
+        for a in range(num_bins):
+            activations += a * histograms[group, a]
+        if activations == 0:
+            continue
+        windows = 0.0  # those with f >= a, then their activations
+        matches = 0.0
+        for a in range(m, -1, -1):
+            windows += histograms[group, a]
+            matches += a * histograms[group, a]
+            f1 = 2 * matches / (m * windows + activations)
+            if f1 >= best[group, 0]:
+                best[group, 0] = f1
+                best[group, 1] = m * windows / activations
+        best[group, 2] = activations / (m * windows)
+    return best
