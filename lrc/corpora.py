@@ -406,10 +406,12 @@ def _product(random: np.random.Generator) -> str:
 
 
 def _linear(random: np.random.Generator) -> str:
-    a, x, b = int(random.integers(2, 13)), int(random.integers(-20, 21)), int(random.integers(1, 50))
-    return (
-        f"Solve {a}x + {b} = {a * x + b}. Subtract {b}: {a}x = {a * x}. Divide by {a}: x = {x}."
+    a, x, b = (
+        int(random.integers(2, 13)),
+        int(random.integers(-20, 21)),
+        int(random.integers(1, 50)),
     )
+    return f"Solve {a}x + {b} = {a * x + b}. Subtract {b}: {a}x = {a * x}. Divide by {a}: x = {x}."
 
 
 def _divisor(random: np.random.Generator) -> str:

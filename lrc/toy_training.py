@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +38,9 @@ class Preset:
         Peak, after a warm-up over 5 % of the steps; it falls to a tenth along a cosine.
     """
 
-    steps: int = 1500
+    steps: int = 1200
     batch: int = 4
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     z_loss: float = 1e-3
 
 
@@ -136,9 +137,7 @@ def routing_losses(
     return balance, z
 
 
-def train(
-    name: str, seed: int = 0, out: Path = Path("runs/toys"), preset: Preset = PRESET
-) -> Path:
+def train(name: str, seed: int = 0, out: Path = Path("runs/toys"), preset: Preset = PRESET) -> Path:
     """Train one variant, or go on where an earlier call stopped.
 
     Parameters
@@ -166,7 +165,10 @@ def train(
     if (model_folder / "model.safetensors").is_file():
         return model_folder
     transformers.set_seed(seed)
-    model = transformers.Qwen2MoeForCausalLM(toys.config(name, VOCABULARY))
+    with warnings.catch_warnings():
+        # Without shared experts their block has width zero, which torch finds worth a warning.
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+        model = transformers.Qwen2MoeForCausalLM(toys.config(name, VOCABULARY))
     model.set_experts_implementation("grouped_mm")
 
     class ToyTrainer(transformers.Trainer):
@@ -312,4 +314,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # By its import name, so that worker processes find what they are sent.
+    from lrc.toy_training import main as run
+
+    run()

@@ -127,6 +127,7 @@ def config(name: str, vocab_size: int = 2048):
         "num_experts": 64,
         "num_experts_per_tok": 8,
         "norm_topk_prob": False,
+        "initializer_range": 0.1,  # About 1 / sqrt(width); transformers' 0.02 learns slowly here.
         "max_position_embeddings": 512,
         "tie_word_embeddings": True,
         "eos_token_id": 0,
