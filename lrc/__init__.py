@@ -3,31 +3,49 @@
 from importlib import import_module
 
 from lrc import published
+from lrc.balance import balance
+from lrc.chance import chance, excess, shuffle
 from lrc.errors import LrcError, TraceError
 from lrc.notebook import glue, setup_notebook
 from lrc.params import ParameterError, check_parameters, resolve_trace
+from lrc.specialization import specialization
 from lrc.srp import srp, srp_by_position
 from lrc.trace import Trace
 from lrc.trace_file import load_trace
+from lrc.vocabulary import TokenCounts, load_token_counts, token_counts
 
 # Public names whose modules import torch, transformers or matplotlib: loaded on first use, so that
 # `import lrc` stays light for those who only measure traces.
-_LAZY: dict[str, str] = {}
-_LAZY_MODULES: tuple[str, ...] = ("charts",)
+_LAZY: dict[str, str] = {
+    "ModelError": "lrc.models",
+    "RecordError": "lrc.moe_layers",
+    "Recorder": "lrc.recorder",
+    "load_model": "lrc.models",
+    "record": "lrc.recording",
+}
+_LAZY_MODULES: tuple[str, ...] = ("charts", "models")
 
 __all__ = [
     "LrcError",
     "ParameterError",
+    "TokenCounts",
     "Trace",
     "TraceError",
+    "balance",
+    "chance",
     "check_parameters",
+    "excess",
     "glue",
+    "load_token_counts",
     "load_trace",
     "published",
     "resolve_trace",
     "setup_notebook",
+    "shuffle",
+    "specialization",
     "srp",
     "srp_by_position",
+    "token_counts",
     *_LAZY,
 ]
 
