@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The first example of a test compiles kernels, which takes longer than any deadline.
+settings.register_profile("lrc", deadline=None)
+settings.load_profile("lrc")
 
 ROOT = Path(__file__).resolve().parent.parent
 
