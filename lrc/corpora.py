@@ -244,20 +244,24 @@ def _read(file: Path) -> Iterator[tuple[str, str]]:
 
 # --- the embedded corpus ---------------------------------------------------------------------
 
+Wanted = Callable[[str], bool]  # Says of a document's key whether its text is wanted.
+
 
 def _documents(domain: str, split: str) -> Iterator[str]:
     if domain == "mathematics":
         yield from _mathematics(seed=1 if split == "train" else 2)
         return
     held_out_percent = _HELD_OUT_PERCENT.get(domain, _HELD_OUT_PERCENT_DEFAULT)
+
+    def wanted(key: str) -> bool:
+        return (_hash(key) % 100 < held_out_percent) == (split == "held-out")
+
     characters = 0
-    for key, text in _SOURCES[domain]():
-        held_out = _hash(key) % 100 < held_out_percent
-        if held_out == (split == "held-out"):
-            yield text[:_DOCUMENT_CHARACTERS]
-            characters += min(len(text), _DOCUMENT_CHARACTERS)
-            if characters > _DOMAIN_CHARACTERS:
-                return
+    for text in _SOURCES[domain](wanted):
+        yield text[:_DOCUMENT_CHARACTERS]
+        characters += min(len(text), _DOCUMENT_CHARACTERS)
+        if characters > _DOMAIN_CHARACTERS:
+            return
 
 
 def _hash(key: str) -> int:
@@ -296,31 +300,32 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _python() -> Iterator[tuple[str, str]]:
-    for key, tree in _modules(("networkx", "matplotlib", "sphinx", "datasets", "accelerate")):
+def _python(wanted: Wanted) -> Iterator[str]:
+    packages = ("networkx", "matplotlib", "sphinx", "datasets", "accelerate")
+    for tree in _modules(packages, wanted):
         for node in ast.walk(tree):
             # Documentation strings are another domain.
             if _has_docstring(node):
                 node.body = node.body[1:] or [ast.Pass()]
-        yield key, ast.unparse(tree)
+        yield ast.unparse(tree)
 
 
-def _documentation() -> Iterator[tuple[str, str]]:
-    for key, tree in _modules(("numpy", "scipy", "pandas")):
+def _documentation(wanted: Wanted) -> Iterator[str]:
+    for tree in _modules(("numpy", "scipy", "pandas"), wanted):
         strings = [ast.get_docstring(node) for node in ast.walk(tree) if _has_docstring(node)]
         text = "\n\n".join(string for string in strings if len(string) > 200)
         if text:
-            yield key, text
+            yield text
 
 
-def _modules(packages: tuple[str, ...]) -> Iterator[tuple[str, ast.Module]]:
+def _modules(packages: tuple[str, ...], wanted: Wanted) -> Iterator[ast.Module]:
     for key, path in _files(packages, (".py",)):
-        if "test" in key:
+        if "test" in key or not wanted(key):
             continue
         source = _text(path)
         if 500 < len(source) < 400_000:
             try:
-                yield key, ast.parse(source)
+                yield ast.parse(source)
             except SyntaxError:
                 continue
 
@@ -330,30 +335,33 @@ def _has_docstring(node: ast.AST) -> bool:
     return isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None
 
 
-def _cpp() -> Iterator[tuple[str, str]]:
+def _cpp(wanted: Wanted) -> Iterator[str]:
     for key, path in _files(("pyarrow", "pybind11", "numpy", "scipy"), (".h", ".hpp", ".c")):
         # Most headers open with the same licence, which is another domain.
+        if not wanted(key):
+            continue
         text = re.sub(r"\A\s*(?:/\*.*?\*/|(?://[^\n]*\n)+)", "", _text(path), flags=re.S)
         if len(text) > 500:
-            yield key, text.strip()
+            yield text.strip()
 
 
-def _javascript() -> Iterator[tuple[str, str]]:
+def _javascript(wanted: Wanted) -> Iterator[str]:
     for key, path in _files((), (".js",)):
         text = _text(path)
         longest = max(map(len, text.splitlines()), default=0)
-        if len(text) > 500 and longest < 1_000:  # Minified code has very long lines.
-            yield key, text
+        if len(text) > 500 and longest < 1_000 and wanted(key):  # Minified: very long lines.
+            yield text
 
 
-def _readme() -> Iterator[tuple[str, str]]:
+def _readme(wanted: Wanted) -> Iterator[str]:
     for distribution in _distributions():
         text = distribution.metadata.get_payload()
-        if isinstance(text, str) and len(text) > 300:
-            yield distribution.metadata["Name"].lower(), text
+        wanted_name = wanted(distribution.metadata["Name"].lower())
+        if isinstance(text, str) and len(text) > 300 and wanted_name:
+            yield text
 
 
-def _licence() -> Iterator[tuple[str, str]]:
+def _licence(wanted: Wanted) -> Iterator[str]:
     pattern = re.compile(r"(licen[cs]e|copying|notice)", re.I)
     seen = set()
     entries = []
@@ -366,10 +374,11 @@ def _licence() -> Iterator[tuple[str, str]]:
         words = " ".join(text.split())
         if len(words) > 300 and words not in seen:
             seen.add(words)
-            yield key, text
+            if wanted(key):
+                yield text
 
 
-def _translation() -> Iterator[tuple[str, str]]:
+def _translation(wanted: Wanted) -> Iterator[str]:
     string = re.compile(r'^msgstr(?:\[\d\])? ((?:"(?:[^"\\]|\\.)*"\s*)+)', re.M)
     pieces = []
     for key, path in _files((), (".po",)):
@@ -382,7 +391,9 @@ def _translation() -> Iterator[tuple[str, str]]:
             text = "\n".join(messages[start : start + 40])
             if len(text) > 300:
                 pieces.append((f"{key}#{start}", text))
-    yield from sorted(pieces, key=lambda piece: _hash(piece[0]))
+    for key, text in sorted(pieces, key=lambda piece: _hash(piece[0])):
+        if wanted(key):
+            yield text
 
 
 def _mathematics(seed: int) -> Iterator[str]:
@@ -441,7 +452,7 @@ def _series(random: np.random.Generator) -> str:
 
 _EXERCISES = (_product, _linear, _divisor, _derivative, _series)
 
-_SOURCES: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
+_SOURCES: dict[str, Callable[[Wanted], Iterator[str]]] = {
     "python": _python,
     "cpp": _cpp,
     "javascript": _javascript,

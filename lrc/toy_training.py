@@ -19,9 +19,12 @@ import pandas as pd
 import torch
 
 from lrc import corpora, toys
+from lrc.trace import Trace
 
 TOKENIZER = toys.DATA / "tokenizer.json"
 VOCABULARY = 2048
+TRACED_PER_DOMAIN = 12
+COUNTED_PER_DOMAIN = 32
 
 
 @dataclass(frozen=True)
@@ -274,6 +277,66 @@ def _losses(history: list[dict], name: str, seed: int, preset: Preset) -> pd.Dat
     return table.round({"loss": 4})
 
 
+def ship(out: Path = Path("runs/toys"), data: Path = toys.DATA) -> list[tuple[str, int]]:
+    """Write what the package ships of every finished run; texts stay behind.
+
+    Parameters
+    ----------
+    out : pathlib.Path
+        Where `train` left the runs.
+    data : pathlib.Path
+        Gets ``traces/NAME-SEED.parquet`` (experts of 12 held-out sequences of every domain,
+        without token ids), ``counts/NAME-SEED.parquet`` (uses of each expert by token, over 32
+        sequences of every domain), ``losses/NAME-SEED.csv``, and the weights of the baseline.
+
+    Returns
+    -------
+    list of (str, int)
+        Variant and seed of the runs shipped.
+    """
+    from lrc.models import load_model
+    from lrc.recording import record
+    from lrc.vocabulary import token_counts
+
+    texts = held_out_sequences(COUNTED_PER_DOMAIN)
+    place = np.arange(len(texts)) % COUNTED_PER_DOMAIN  # Of a sequence within its domain.
+    traced = np.flatnonzero(place < TRACED_PER_DOMAIN)
+    runs = []
+    for folder in ("traces", "counts", "losses"):
+        (data / folder).mkdir(parents=True, exist_ok=True)
+    for name, seed in _all_runs():
+        run = out / f"{name}-{seed}"
+        target = data / "traces" / f"{name}-{seed}.parquet"
+        if not (run / "model" / "model.safetensors").is_file():
+            continue
+        runs.append((name, seed))
+        if target.is_file() and target.stat().st_mtime > (run / "model").stat().st_mtime:
+            continue
+        trace = record(load_model(str(run / "model")).model, texts, progress=False)
+        token_counts(trace).save(data / "counts" / target.name)
+        shutil.copyfile(run / "losses.csv", data / "losses" / f"{name}-{seed}.csv")
+        if (name, seed) == ("baseline", 0):
+            shutil.copytree(run / "model", data / name, dirs_exist_ok=True)
+        part = trace.select(sequences=traced)
+        meta = part.meta | {
+            "model": f"toy:{name}",
+            "revision": f"seed {seed}",
+            "corpus": "embedded corpus, held-out",
+            "fingerprint": corpora.Sequences(part.token_ids, tuple(part.datasets)).fingerprint(),
+        }
+        Trace(
+            part.experts, part.num_experts, lengths=part.lengths, datasets=part.datasets, meta=meta
+        ).save(target)
+    return runs
+
+
+def _all_runs() -> list[tuple[str, int]]:
+    """Return every variant and seed, first seeds first: what is missing last matters least."""
+    variants = toys.VARIANTS.values()
+    seeds = range(max(variant.seeds for variant in variants))
+    return [(v.name, seed) for seed in seeds for v in variants if seed < v.seeds]
+
+
 def _run(name: str, seed: int, out: Path, threads: int, preset: Preset) -> str:
     if threads:
         torch.set_num_threads(threads)
@@ -295,16 +358,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else 2)
     parser.add_argument("--out", type=Path, default=Path("runs/toys"))
     parser.add_argument("--steps", type=int, default=PRESET.steps)
+    parser.add_argument("--ship", action="store_true", help="write lrc/data/toys and stop")
     options = parser.parse_args(arguments)
-    variants = [toys.variant(name) for name in options.names or toys.VARIANTS]
-    runs = [
-        (variant.name, seed)
-        for seed in range(max(variant.seeds for variant in variants))
-        for variant in variants
-        if seed < variant.seeds
-    ]
+    if options.ship:
+        print(f"shipped {len(ship(options.out))} runs")
+        return
+    names = [toys.variant(name).name for name in options.names or toys.VARIANTS]
+    runs = [(name, seed) for name, seed in _all_runs() if name in names]
     if options.seeds is not None:
-        runs = [(variant.name, seed) for seed in options.seeds for variant in variants]
+        runs = [(name, seed) for seed in options.seeds for name in names]
     tokenizer()  # Once, before the processes start.
     preset = Preset(steps=options.steps)
     threads = 0 if torch.cuda.is_available() else max((os.cpu_count() or 1) // options.jobs, 1)
