@@ -90,7 +90,7 @@ def srp(
     >>> trace = Trace([[[[0, 1]], [[0, 2]], [[0, 3]], [[0, 1]]]], num_experts=4)
     >>> lrc.srp(trace, 2)[["segment_length", "srp", "size_ratio", "windows"]]
        segment_length  srp  size_ratio  windows
-    0               2  0.8         2.0        3
+    0               2  0.8         1.5        3
     """
     check_bootstrap(bootstrap, confidence)
     counts = window_counts(trace, segment_lengths, level=level, by_dataset=by_dataset)

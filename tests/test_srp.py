@@ -1,0 +1,374 @@
+"""SRP against its definition, the published scripts' numbers and its own invariants."""
+
+import doctest
+import itertools
+import sys
+from functools import reduce
+from operator import add
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import plain
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import traces
+
+import lrc
+from lrc.bootstrap import mirrored_interval, resample_weights
+from lrc.kernels import cpu_windows
+from lrc.srp import window_counts
+
+srp_module = sys.modules["lrc.srp"]  # `lrc.srp` is the function
+LEVELS = ["model", "layer", "expert"]
+MEASURES = ["srp", "size_ratio", "activation_rate"]
+GOLDEN = ["top1_of_32", "top2_of_8", "top8_of_64"]
+# Three roundings to float32 (numerator, denominator, quotient), half a unit in the last place each.
+FLOAT32_ERROR = 1.5 * 2.0**-23
+
+
+# --- The definition ---------------------------------------------------------------------------
+
+
+def groups_of(trace, level):
+    """Keys of a level's rows, and what `plain.segments` has to look at for each."""
+    if level == "model":
+        return [({}, {})]
+    if level == "layer":
+        return [({"layer": i}, {"layers": [i]}) for i in range(trace.num_layers)]
+    pairs = itertools.product(range(trace.num_layers), range(trace.num_experts))
+    return [({"layer": i, "expert": e}, {"layers": [i], "experts": [e]}) for i, e in pairs]
+
+
+def plain_table(trace, segment_lengths, level, by_dataset):
+    everything = range(trace.num_sequences)
+    members = {None: list(everything)}
+    if by_dataset:
+        members = {
+            d: [i for i in everything if trace.datasets[i] == d]
+            for d in sorted(set(trace.datasets.tolist()))
+        }
+    rows = []
+    for dataset, sequences in members.items():
+        for keys, group in groups_of(trace, level):
+            for m in segment_lengths:
+                f = plain.segments(trace, m, sequences=sequences, **group)
+                if f:
+                    rows.append(
+                        ({"dataset": dataset} if by_dataset else {})
+                        | keys
+                        | {"segment_length": m}
+                        | dict(zip(MEASURES, map(float, plain.srp(f, m)), strict=True))
+                        | {"windows": sum(max(trace.lengths[i] - m + 1, 0) for i in sequences)}
+                    )
+    return rows
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_srp_equals_its_definition(data):
+    level, by_dataset = data.draw(st.sampled_from(LEVELS)), data.draw(st.booleans())
+    trace = data.draw(traces(datasets=True if by_dataset else None, max_tokens=20))
+    lengths = data.draw(st.lists(st.integers(1, 22), min_size=1, max_size=3, unique=True))
+    table = lrc.srp(trace, lengths, level=level, by_dataset=by_dataset)
+    # Floats with == : one division of whole numbers, rounded once on either side.
+    assert table.to_dict("records") == plain_table(trace, lengths, level, by_dataset)
+
+
+@settings(max_examples=80, deadline=None)
+@given(traces(max_sequences=2, max_tokens=4, max_layers=1, max_experts=3), st.integers(1, 3))
+def test_no_segment_router_beats_srp(trace, m):
+    """Every router there is, not only thresholds: checks the step from max_R to max_a."""
+    f = plain.segments(trace, m)
+    if 0 < len(f) <= 12:
+        best = max(plain.f1(router, f, m) for router in itertools.product((0, 1), repeat=len(f)))
+        assert lrc.srp(trace, m).srp.item() == float(best)
+
+
+@settings(max_examples=60, deadline=None)
+@given(traces(max_tokens=16), st.integers(1, 16))
+def test_srp_by_position_equals_its_definition(trace, m):
+    starts = range(max(int(trace.lengths.max()) - m + 1, 0))
+    for level in ("model", "layer"):
+        expected = [
+            (*keys.values(), m, p, *map(float, plain.srp(f, m)[:2]))
+            for keys, group in groups_of(trace, level)
+            for p in starts
+            for f in [plain.segments(trace, m, start=p, **group)]
+        ]
+        table = lrc.srp_by_position(trace, m, level=level)
+        assert list(table.itertuples(index=False, name=None)) == expected
+
+
+def test_srp_by_position_of_one_dataset_is_that_of_its_part():
+    trace = golden_trace("top2_of_8")
+    table = lrc.srp_by_position(trace, (4, 16), level="layer", by_dataset=True)
+    for dataset in trace.dataset_names:
+        part = table[table.dataset == dataset].drop(columns="dataset").reset_index(drop=True)
+        alone = lrc.srp_by_position(trace.select(datasets=dataset), (4, 16), level="layer")
+        pd.testing.assert_frame_equal(part, alone, check_exact=True)
+
+
+# --- Numbers of others ------------------------------------------------------------------------
+
+
+def golden_trace(name):
+    return lrc.load_trace(ROOT / "tests" / "golden" / name / "trace.parquet")
+
+
+def published_arithmetic(histogram):
+    """The last step as the published scripts take it: whole numbers, then float32."""
+    m = histogram.shape[-1] - 1
+    at_least = np.array([histogram[..., a:].sum(-1) for a in range(m + 1)])
+    matches = np.array([(histogram * np.arange(m + 1))[..., a:].sum(-1) for a in range(m + 1)])
+    slots, activations = m * at_least, matches[0]
+    f1 = np.float32(2 * matches) / np.float32(np.maximum(slots + activations, 1))
+    best = f1.argmax(axis=0)[None]
+    size = np.take_along_axis(slots, best, 0)[0] * (activations > 0)
+    ratio = np.float32(size) / np.float32(np.maximum(activations, 1))
+    return f1.max(axis=0), ratio, np.float32(activations) / np.float32(slots[0])
+
+
+def check_golden_srp(trace, golden):
+    """Every row of a golden table: float32 results to the last bit, float64 ones within it."""
+    checked = 0
+    for (level, by_dataset), part in golden.groupby(["level", golden.dataset.notna()]):
+        lengths = sorted(part.segment_length.unique())
+        table = lrc.srp(trace, lengths, level=level, by_dataset=by_dataset)
+        counts = window_counts(trace, lengths, level=level, by_dataset=by_dataset)
+        exact = [published_arithmetic(counts.histogram(i)) for i in range(len(lengths))]
+        for column, values in zip(MEASURES, zip(*exact, strict=True), strict=True):
+            table[f"{column}_float32"] = np.stack(values, axis=-1).ravel()
+        keys = [c for c in ("dataset", "layer", "expert", "segment_length") if c in table]
+        both = part.merge(table, on=keys, suffixes=("_golden", ""), validate="1:1")
+        assert len(both) == len(part)
+        for column in MEASURES:
+            truth = both[f"{column}_golden"]
+            assert (np.float32(truth) == both[f"{column}_float32"]).all(), (level, column)
+            assert (abs(both[column] - truth) <= FLOAT32_ERROR * truth).all(), (level, column)
+        checked += len(both)
+    assert checked == len(golden) > 0
+
+
+def check_golden_positions(trace, golden):
+    table = lrc.srp_by_position(trace, sorted(golden.segment_length.unique()))
+    both = golden.merge(table, on=["segment_length", "start"], suffixes=("_golden", ""))
+    assert len(both) == len(golden) > 0
+    for column in ("srp", "size_ratio"):
+        truth = both[f"{column}_golden"]
+        assert (abs(both[column] - truth) <= FLOAT32_ERROR * truth).all(), column
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_fixtures(name):
+    folder = ROOT / "tests" / "golden" / name
+    check_golden_srp(golden_trace(name), pd.read_csv(folder / "srp.csv", dtype={"dataset": "str"}))
+    check_golden_positions(golden_trace(name), pd.read_csv(folder / "srp_by_position.csv"))
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_numbers_in_full(shared, name):
+    folder = shared / "golden" / name
+    with np.load(folder / "trace.npz", allow_pickle=False) as file:
+        trace = lrc.Trace(
+            file["experts"], file["num_experts"].item(), datasets=file["dataset"].astype(str)
+        )
+    check_golden_srp(trace, pd.read_csv(folder / "srp.csv", dtype={"dataset": "str"}))
+    positions = pd.read_csv(folder / "srp_position.csv").rename(columns={"start_pos": "start"})
+    check_golden_positions(trace, positions)
+
+
+def test_deepseek_v2_lite(shared):
+    with np.load(shared / "traces/deepseek-v2-lite/deepseek-v2-lite.npz") as file:
+        ids, offsets = file["expert_ids"], file["offsets"]
+    lengths = np.diff(offsets)
+    experts = np.full((len(lengths), lengths.max(), *ids.shape[1:]), -1, np.int16)
+    experts[np.arange(lengths.max()) < lengths[:, None]] = ids
+    table = lrc.srp(lrc.Trace(experts, 64, lengths=lengths))
+    assert table.srp.round(4).tolist() == [0.5434, 0.4162, 0.3538, 0.2996]
+
+
+# --- Invariants -------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(traces(), st.integers(1, 12), st.randoms(use_true_random=False))
+def test_names_of_experts_and_direction_of_time_do_not_matter(trace, m, random):
+    names = list(range(trace.num_experts))
+    random.shuffle(names)
+    renamed = np.append(names, -1)[trace.experts]
+    for i, length in enumerate(trace.lengths):
+        renamed[i, :length] = renamed[i, :length][::-1]
+    other = lrc.Trace(renamed, trace.num_experts, lengths=trace.lengths)
+    for level in ("model", "layer"):
+        table = lrc.srp(trace, m, level=level)
+        pd.testing.assert_frame_equal(table, lrc.srp(other, m, level=level), check_exact=True)
+        # A router that is always on has F1 = 2r / (1 + r).
+        chance = 2 * table.activation_rate / (1 + table.activation_rate)
+        assert ((table.srp >= chance * (1 - 1e-12)) & (table.srp <= 1)).all()
+
+
+def test_all_experts_always_active_is_perfect():
+    experts = np.broadcast_to(np.arange(5), (2, 9, 3, 5))
+    table = lrc.srp(lrc.Trace(experts, 5), (1, 4, 9), level="expert")
+    assert (table[MEASURES] == 1).all(axis=None)
+    assert len(table) == 3 * 5 * 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(traces(datasets=True), st.sampled_from(LEVELS), st.booleans(), st.randoms())
+def test_shards_add_up_in_any_order(trace, level, by_dataset, random):
+    options = {"segment_lengths": (1, 3, 8), "level": level, "by_dataset": by_dataset}
+    order = list(range(trace.num_sequences))
+    random.shuffle(order)
+    cut = random.randint(0, len(order))
+    shards = [part for part in (order[:cut], order[cut:]) if part]
+    parts = [window_counts(trace.select(shard), **options) for shard in shards]
+    table = reduce(add, parts).table()
+    pd.testing.assert_frame_equal(table, lrc.srp(trace, **options), check_exact=True)
+
+
+def test_counts_of_different_kinds_do_not_add_up():
+    trace = golden_trace("top2_of_8")
+    with pytest.raises(lrc.LrcError, match="different kinds"):
+        window_counts(trace, (4,)) + window_counts(trace, (16,))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_threads_do_not_change_a_count(threads):
+    trace = golden_trace("top2_of_8")
+    expected = [window_counts(trace, level=level, by_dataset=True).counts for level in LEVELS]
+    positions = lrc.srp_by_position(trace, 16)
+    with patch.object(cpu_windows.config, "NUMBA_NUM_THREADS", threads):
+        for level, counts in zip(LEVELS, expected, strict=True):
+            assert (window_counts(trace, level=level, by_dataset=True).counts == counts).all()
+        pooled = window_counts(trace.select(layers=0), level="expert").counts[0, 0]
+        assert (pooled == expected[2][:, 0].sum(axis=0)).all()
+        pd.testing.assert_frame_equal(lrc.srp_by_position(trace, 16), positions, check_exact=True)
+
+
+# --- Bootstrap --------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_interval_is_that_of_literal_resampling(data):
+    level, by_dataset = data.draw(st.sampled_from(LEVELS)), data.draw(st.booleans())
+    trace = data.draw(traces(datasets=True if by_dataset else None, max_tokens=12))
+    m, seed = data.draw(st.integers(1, 12)), data.draw(st.integers(0, 99))
+    options = {"level": level, "by_dataset": by_dataset}
+    # Small blocks, so that layers, experts and sequences are worked off in several steps.
+    with patch.object(srp_module, "BLOCK_BYTES", data.draw(st.sampled_from([1, 2000, 1 << 26]))):
+        table = lrc.srp(trace, m, **options, bootstrap=9, confidence=0.8, seed=seed)
+    groups = [trace.select(datasets=d) for d in trace.dataset_names] if by_dataset else [trace]
+    low, high = [], []
+    for group in groups:
+        group = group.select(group.lengths >= m)
+        if not group.num_sequences:
+            continue
+        strata = np.zeros(group.num_sequences) if group.datasets is None else group.datasets
+        resampled = [
+            lrc.srp(group.select(np.repeat(np.arange(len(row)), row)), m, level=level).srp
+            for row in resample_weights(strata, 9, seed)
+        ]
+        estimate = lrc.srp(group, m, level=level).srp
+        ends = mirrored_interval(estimate, np.array(resampled), 0.8)
+        low.extend(ends[0])
+        high.extend(ends[1])
+    assert table.ci_low.tolist() == low
+    assert table.ci_high.tolist() == high
+    without = lrc.srp(trace, m, **options)
+    pd.testing.assert_frame_equal(table[without.columns], without, check_exact=True)
+
+
+def test_mirrored_interval_by_hand():
+    resampled = np.arange(101)[:, None] / 100  # percentiles are what they are called
+    low, high = mirrored_interval(np.array([0.6]), resampled, 0.9)
+    assert (low.item(), high.item()) == pytest.approx((2 * 0.6 - 0.95, 2 * 0.6 - 0.05))
+
+
+def test_resamples_keep_the_mix_of_datasets():
+    strata = np.array(["a", "b", "a", "c", "b", "a"])
+    weights = resample_weights(strata, 4000, seed=1)
+    for label in "abc":
+        assert (weights[:, strata == label].sum(axis=1) == (strata == label).sum()).all()
+    # A sequence among three is drawn 3 times with chance 1/27, 0 times with 8/27.
+    assert np.bincount(weights[:, 0], minlength=4) / 4000 == pytest.approx(
+        [8 / 27, 12 / 27, 6 / 27, 1 / 27], abs=0.03
+    )
+    assert (weights == resample_weights(strata, 4000, seed=1)).all()
+    assert (weights != resample_weights(strata, 4000, seed=2)).any()
+
+
+# --- Edges ------------------------------------------------------------------------------------
+
+
+def test_nothing_to_measure_is_an_empty_frame():
+    trace = lrc.Trace(np.zeros((2, 3, 1, 1), int), 2, lengths=[3, 0], datasets=["a", "b"])
+    for kwargs in ({}, {"level": "expert", "by_dataset": True, "bootstrap": 5}):
+        empty, full = lrc.srp(trace, 4, **kwargs), lrc.srp(trace, 3, **kwargs)
+        assert len(empty) == 0
+        assert len(full) > 0
+        assert (empty.dtypes == full.dtypes).all()
+        assert not full.isna().any(axis=None)
+    nothing = trace.select([])
+    assert len(lrc.srp(nothing)) == len(lrc.srp(nothing, by_dataset=True, bootstrap=3)) == 0
+    assert len(lrc.srp_by_position(trace, 4)) == len(lrc.srp_by_position(nothing, 4)) == 0
+    assert lrc.srp_by_position(trace, 4).columns.tolist() == [
+        *("segment_length", "start", "srp", "size_ratio")
+    ]
+
+
+def test_experts_that_are_never_active_score_nothing():
+    trace = lrc.Trace(np.array([[[[0, -1]], [[-1, -1]], [[-1, 0]]]]), 2)
+    table = lrc.srp(trace, (1, 2), level="expert")
+    assert table[table.expert == 1][MEASURES].eq(0).all(axis=None)
+    assert table[table.expert == 0].activation_rate.tolist() == [2 / 3, 1 / 2]
+
+
+def test_columns():
+    table = lrc.srp(golden_trace("top2_of_8"), 4, level="expert", by_dataset=True, bootstrap=2)
+    assert ",".join(table.columns) == (
+        "dataset,layer,expert,segment_length,srp,ci_low,ci_high,size_ratio,activation_rate,windows"
+    )
+    assert table.windows.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"segment_lengths": 0}, "segment_lengths is 0, but must"),
+        ({"segment_lengths": (4, -1)}, "at least 1"),
+        ({"segment_lengths": (4.5,)}, "whole numbers"),
+        ({"segment_lengths": ()}, "at least 1"),
+        ({"segment_lengths": (4, 4)}, "each length once"),
+        ({"segment_lengths": "4"}, "whole numbers"),
+        ({"level": "head"}, "'head', but must be one of 'model', 'layer', 'expert'"),
+        ({"by_dataset": True}, "by_dataset needs labels"),
+        ({"bootstrap": -1}, "bootstrap is -1"),
+        ({"bootstrap": True}, "bootstrap is True"),
+        ({"bootstrap": 10, "confidence": 1}, "confidence is 1"),
+        ({"bootstrap": 10, "confidence": 95}, "confidence is 95"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(kwargs, message):
+    trace = lrc.Trace(np.zeros((1, 3, 1, 1), int), 2)
+    with pytest.raises(lrc.LrcError, match=message) as caught:
+        lrc.srp(trace, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trace_is_asked_for():
+    with pytest.raises(lrc.LrcError, match=r"not str .*load_trace"):
+        lrc.srp("trace.parquet")
+    with pytest.raises(lrc.LrcError, match=r"not dict .*'decoder'"):
+        lrc.srp_by_position({"decoder": None}, 4)
+    with pytest.raises(lrc.LrcError, match="level is 'expert'"):
+        lrc.srp_by_position(golden_trace("top2_of_8"), 4, level="expert")
+
+
+def test_examples_in_docstrings():
+    names = {"Trace": lrc.Trace, "lrc": lrc}
+    assert doctest.testmod(srp_module, extraglobs=names).failed == 0
