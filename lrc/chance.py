@@ -6,7 +6,6 @@ a token uses. The level that popularity alone gives is the zero to measure from.
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom
 
 from lrc.errors import LrcError
 from lrc.srp import srp
@@ -15,7 +14,8 @@ from lrc.trace import Trace
 __all__ = ["chance", "excess", "shuffle"]
 
 _LEVELS = {"model": [], "layer": ["layer"], "expert": ["layer", "expert"]}
-_COLUMNS = ["dataset", "layer", "expert", "segment_length"]
+_KEYS = ["dataset", "layer", "expert", "segment_length"]
+_MEASURES = ["srp", "ci_low", "ci_high", "size_ratio", "activation_rate", "windows"]
 
 
 def chance(
@@ -69,7 +69,7 @@ def chance(
     --------
     >>> import lrc
     >>> lrc.chance((64, 8), (16,))[["segment_length", "srp"]].round(4).values.tolist()
-    [[16.0, 0.3333]]
+    [[16.0, 0.3214]]
     """
     _check(measure, level)
     segment_lengths = _lengths(segment_lengths)
@@ -90,8 +90,10 @@ def chance(
                 rate = group["activation_rate"].to_numpy(float)
                 rows.append(row | _binomial(rate, segment_length))
     keys = [*keys, "segment_length"]
+    numbers = dict.fromkeys(["srp", "size_ratio", "activation_rate"], np.float64)
+    numbers["segment_length"] = np.int64
     table = pd.DataFrame(rows, columns=[*keys, "srp", "size_ratio", "activation_rate"])
-    return table.sort_values(keys, ignore_index=True)
+    return table.astype(numbers).sort_values(keys, ignore_index=True)
 
 
 def excess(observed: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
@@ -109,32 +111,32 @@ def excess(observed: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         `observed` with two more columns: chance, and excess = (srp - chance) / (1 - chance), which
         is 0 for a router without memory and 1 where every window's experts never change. Rows are
-        matched by dataset, layer, expert and segment_length.
+        matched by segment_length, dataset, layer, expert, and by any column of your own that both
+        tables have, such as model.
 
     Raises
     ------
     LrcError
         A row of `observed` has no chance level, or several.
     """
-    keys = [name for name in _COLUMNS if name in observed and name in expected]
-    unmatched = [name for name in _COLUMNS if (name in observed) != (name in expected)]
-    if unmatched:
-        raise LrcError(f"only one of the tables has column {unmatched[0]!r}: measure both alike")
+    observed = observed.drop(columns=["chance", "excess"], errors="ignore")
+    unmatched = [name for name in _KEYS if (name in observed) != (name in expected)]
+    if unmatched or "segment_length" not in observed:
+        name = [*unmatched, "segment_length"][0]
+        raise LrcError(f"column {name!r} must be in both tables: measure both alike")
+    keys = [name for name in observed if name in expected and name not in _MEASURES]
     if expected.duplicated(keys).any():
         raise LrcError(f"several chance levels for one row: columns {keys} do not tell them apart")
     levels = expected[[*keys, "srp"]].rename(columns={"srp": "chance"})
-    result = (
-        observed.merge(levels, on=keys, how="left")
-        if keys
-        else observed.assign(chance=levels["chance"].iloc[0])
-    )
+    result = observed.merge(levels, on=keys, how="left")
     if result["chance"].isna().any():
         row = result.loc[result["chance"].isna(), keys].iloc[0].to_dict()
         raise LrcError(f"no chance level for {row}")
     room = 1 - result["chance"]
-    # Where chance is 1 already (all experts always on), there is nothing to exceed.
-    gain = (result["srp"] - result["chance"]) / room.where(room > 0, 1.0)
-    return result.assign(excess=gain.where(room > 0, 0.0))
+    # Where chance is 1 but for rounding (all experts always on), there is nothing to exceed.
+    possible = room > 1e-12
+    gain = (result["srp"] - result["chance"]) / room.where(possible, 1.0)
+    return result.assign(excess=gain.where(possible, 0.0))
 
 
 def shuffle(trace: Trace, level: str = "all", *, seed: int = 0) -> Trace:
@@ -240,6 +242,8 @@ def _rates(source, segment_lengths, by_dataset):
 
 def _binomial(rates, segment_length):
     """Best F1, its size ratio and the mean rate, of binomial window counts at these rates."""
+    from scipy.stats import binom  # takes longer to import than the rest of the package
+
     count = np.arange(segment_length + 1)
     histogram = binom.pmf(count, segment_length, rates[:, None]).sum(axis=0)
     predicted = segment_length * histogram[::-1].cumsum()[::-1]
