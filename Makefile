@@ -1,0 +1,62 @@
+# `make book` runs every notebook and builds the book, `make test` checks everything. Both first set
+# up .venv, which needs Python 3.11 to 3.13 and nothing else. All paths are relative: the folder's
+# own path may hold spaces.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+# The environment is made anew or brought up to date whenever one of these files, or the place of
+# the folder (an editable installation points to it), is not as it was at the last installation.
+PINS  := requirements.txt constraints.txt pyproject.toml
+READY := .venv/ready-$(shell { pwd -P; cat $(PINS); } | cksum | cut -d ' ' -f 1)
+RUN   := .venv/bin/python
+
+# Which Python to set .venv up with; name another one as `make PYTHON=/usr/bin/python3.12 book`.
+PYTHON ?=
+
+.PHONY: help book test notebooks lock clean
+
+help:
+	@echo 'make book       run every notebook and build the book: _build/html/index.html'
+	@echo 'make test       ruff, unit tests, and every notebook against its committed outputs'
+	@echo 'make notebooks  run every notebook and rewrite its committed outputs'
+	@echo 'make lock       write the versions now in .venv to constraints.txt'
+	@echo 'make clean      remove what was built; .venv stays'
+
+book: $(READY)
+	@$(RUN) book/build.py book
+
+notebooks: $(READY)
+	@$(RUN) book/build.py notebooks
+
+test: $(READY)
+	@$(RUN) -m ruff check --quiet .
+	@$(RUN) -m ruff format --check --quiet . \
+	  || { echo 'Not formatted; run: $(RUN) -m ruff format .'; $(RUN) -m ruff format --check .; exit 1; }
+	@$(RUN) -m pytest
+
+# A CPU-only torch calls itself 2.x.y+cpu, which other machines could not install; its CUDA
+# libraries follow from torch itself.
+lock: $(READY)
+	@$(RUN) -m pip freeze --exclude-editable | sed 's/+cpu$$//' \
+	  | grep -v -E '^(nvidia|cuda|triton)|^#|^-e' > constraints.new && mv constraints.new constraints.txt
+
+clean:
+	@rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	@find lrc tests book benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+$(READY):
+	@python='$(PYTHON)'; \
+	for name in python3.11 python3.12 python3.13 python3 python; do \
+	  [ -n "$$python" ] || ! "$$name" -c '$(SUITABLE)' 2>/dev/null || python=$$name; \
+	done; \
+	[ -n "$$python" ] && "$$python" -c '$(SUITABLE)' \
+	  || { echo 'Python 3.11 to 3.13 is needed; install it, or say where: make PYTHON=/path/to/python3.11'; exit 1; }; \
+	$(RUN) -c '$(SUITABLE)' 2>/dev/null || "$$python" -m venv --clear .venv \
+	  || { echo "$$python cannot make virtual environments; install its venv package (Debian: python3-venv)"; exit 1; }
+	@echo 'Installing the pinned packages into .venv (a few minutes the first time)'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@rm -f .venv/ready-* && touch $@
