@@ -94,3 +94,19 @@ def test_unknown_names_are_explained():
 def test_path_tricks_find_no_file():
     with pytest.raises(lrc.LrcError, match="no published table"):
         published.table("../published/models")
+
+
+def test_tables_agree_with_each_other():
+    """Per-model means and correlations come out of the table of single experts."""
+    experts = published.table("experts")
+    summary = published.table("specialization").set_index(["model", "is_decoder"])
+    for key, group in experts.groupby(["model", "is_decoder"]):
+        expected = summary.loc[key]
+        assert group["act_freq"].mean() == pytest.approx(expected["mean_act_freq"], abs=1e-4)
+        for measure in ("domain_spec", "in_vocab_spec", "pred_vocab_spec"):
+            if group[measure].notna().any():
+                correlation = group["srp16"].corr(group[measure])
+                assert group[measure].mean() == pytest.approx(expected[f"{measure}_mean"], abs=1e-4)
+                assert correlation == pytest.approx(expected[f"{measure}_corr"], abs=1e-4)
+            else:
+                assert pd.isna(expected[f"{measure}_mean"])
