@@ -270,18 +270,25 @@ def _hash(key: str) -> int:
 
 @lru_cache(maxsize=1)
 def _distributions() -> tuple[metadata.Distribution, ...]:
-    """Return the installed packages by name, less those that differ from platform to platform."""
-    varying = re.compile(r"^(lrc|pip|setuptools|wheel|torch|triton|nvidia.*|cuda.*|pywin.*)$", re.I)
+    """Return those packages of a fixed list that are installed.
+
+    The list, in ``data/corpus_packages.txt``, leaves out what differs from platform to platform;
+    a package installed later does not change the corpus.
+    """
+    listed = set((Path(__file__).parent / "data" / "corpus_packages.txt").read_text().split())
     found = {}
     for distribution in metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name and not varying.match(name):
-            found.setdefault(name.lower(), distribution)
+        name = (distribution.metadata["Name"] or "").lower()
+        if name in listed:
+            found.setdefault(name, distribution)
     return tuple(found[name] for name in sorted(found))
 
 
-def _files(packages: tuple[str, ...], suffixes: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    """Yield (name, path) of installed files, in an order that mixes the packages."""
+def _files(packages: tuple[str, ...], suffixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield (name, text) of installed files, in an order that mixes the packages.
+
+    Of files with the same text only the first counts: the others could fall into the other split.
+    """
     names = {package.lower() for package in packages}
     entries = []
     for distribution in _distributions():
@@ -290,7 +297,13 @@ def _files(packages: tuple[str, ...], suffixes: tuple[str, ...]) -> Iterator[tup
         for file in distribution.files or ():
             if file.suffix in suffixes:
                 entries.append((str(file), Path(str(distribution.locate_file(file)))))
-    yield from sorted(set(entries), key=lambda entry: _hash(entry[0]))
+    seen = set()
+    for key, path in sorted(set(entries), key=lambda entry: _hash(entry[0])):
+        text = _text(path)
+        digest = hashlib.sha256("".join(text.split()).encode()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield key, text
 
 
 def _text(path: Path) -> str:
@@ -319,10 +332,9 @@ def _documentation(wanted: Wanted) -> Iterator[str]:
 
 
 def _modules(packages: tuple[str, ...], wanted: Wanted) -> Iterator[ast.Module]:
-    for key, path in _files(packages, (".py",)):
+    for key, source in _files(packages, (".py",)):
         if "test" in key or not wanted(key):
             continue
-        source = _text(path)
         if 500 < len(source) < 400_000:
             try:
                 yield ast.parse(source)
@@ -336,18 +348,18 @@ def _has_docstring(node: ast.AST) -> bool:
 
 
 def _cpp(wanted: Wanted) -> Iterator[str]:
-    for key, path in _files(("pyarrow", "pybind11", "numpy", "scipy"), (".h", ".hpp", ".c")):
+    seen = set()
+    for key, source in _files(("pyarrow", "pybind11", "numpy", "scipy"), (".h", ".hpp", ".c")):
         # Most headers open with the same licence, which is another domain.
-        if not wanted(key):
-            continue
-        text = re.sub(r"\A\s*(?:/\*.*?\*/|(?://[^\n]*\n)+)", "", _text(path), flags=re.S)
-        if len(text) > 500:
-            yield text.strip()
+        text = re.sub(r"\A\s*(?:/\*.*?\*/|(?://[^\n]*\n)+)", "", source, flags=re.S).strip()
+        if len(text) > 500 and text not in seen:
+            seen.add(text)
+            if wanted(key):
+                yield text
 
 
 def _javascript(wanted: Wanted) -> Iterator[str]:
-    for key, path in _files((), (".js",)):
-        text = _text(path)
+    for key, text in _files((), (".js",)):
         longest = max(map(len, text.splitlines()), default=0)
         if len(text) > 500 and longest < 1_000 and wanted(key):  # Minified: very long lines.
             yield text
@@ -381,9 +393,9 @@ def _licence(wanted: Wanted) -> Iterator[str]:
 def _translation(wanted: Wanted) -> Iterator[str]:
     string = re.compile(r'^msgstr(?:\[\d\])? ((?:"(?:[^"\\]|\\.)*"\s*)+)', re.M)
     pieces = []
-    for key, path in _files((), (".po",)):
+    for key, catalogue in _files((), (".po",)):
         messages = []
-        for match in string.finditer(_text(path)):
+        for match in string.finditer(catalogue):
             text = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', match[1]))
             if text and not text.startswith("Project-Id-Version"):
                 messages.append(text.replace('\\"', '"').replace("\\n", "\n"))
