@@ -23,7 +23,7 @@ _LAZY: dict[str, str] = {
     "load_model": "lrc.models",
     "record": "lrc.recording",
 }
-_LAZY_MODULES: tuple[str, ...] = ("charts", "models")
+_LAZY_MODULES: tuple[str, ...] = ("charts", "corpora", "models", "toys")
 
 __all__ = [
     "LrcError",
