@@ -2,17 +2,17 @@
 
 A row is a sequence. Anything that reads Parquet reads the columns:
 
-========= ================ ================================================================
-column    type             content
-========= ================ ================================================================
-dataset   string           domain label (absent without labels)
-tokens    int32            valid tokens of the sequence
-experts   list of int16    ids, flat: ``reshape(tokens, layers, top_k)``; -1 = no expert
-token_ids list of int32    input tokens (absent if unknown)
-predicted_ids list of int32    tokens predicted after them (absent if unknown)
-weights   list of float32  router weights, like experts (absent if unknown)
-checksum  uint64           BLAKE2b of the row
-========= ================ ================================================================
+============= =============== =========================================================
+column        type            content
+============= =============== =========================================================
+dataset       string          domain label (absent without labels)
+tokens        int32           valid tokens of the sequence
+experts       list of int16   ids, flat: ``reshape(tokens, layers, top_k)``; -1 = none
+token_ids     list of int32   input tokens (absent if unknown)
+predicted_ids list of int32   tokens predicted after them (absent if unknown)
+weights       list of float32 router weights, like experts (absent if unknown)
+checksum      uint64          BLAKE2b of the row
+============= =============== =========================================================
 
 The schema's metadata has the key ``lrc`` with the rest as JSON: version, num_experts, layers,
 top_k, sequence_length (padded), sequences, meta, and a checksum over all of it and over every
@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 
 from lrc.errors import TraceError
 from lrc.trace import Trace, concat_traces
+from lrc.trace_checks import check_experts, checked_meta
 
 VERSION = 1
 KEY = b"lrc"
@@ -49,7 +50,8 @@ COLUMNS = {
     "weights": pa.list_(pa.float32()),
     "checksum": pa.uint64(),
 }
-OPTIONAL = ("token_ids", "predicted_ids", "weights")
+# Lists, in the order in which a row's checksum takes them.
+LISTS = ("experts", "token_ids", "predicted_ids", "weights")
 
 
 class TraceWriter:
@@ -72,6 +74,8 @@ class TraceWriter:
         self.path = Path(path)
         if not self.path.parent.is_dir():
             raise TraceError(f"{self.path}: folder {self.path.parent} does not exist; create it")
+        if self.path.is_dir():
+            raise TraceError(f"{self.path}: a folder; name a file in it")
         self._first = None
         self._parquet = None
         self._sequence_length = 0
@@ -81,9 +85,10 @@ class TraceWriter:
         return self
 
     def __exit__(self, kind, error, traceback):
-        if kind is None:
-            self.close()
-        else:
+        try:
+            if kind is None:
+                self.close()
+        finally:
             self.discard()
 
     def append(self, trace: Trace) -> None:
@@ -95,7 +100,7 @@ class TraceWriter:
         self._sequence_length = max(self._sequence_length, trace.shape[1])
         rows = max(1, ROW_GROUP_IDS // max(1, int(np.prod(trace.shape[1:]))))
         for start in range(0, trace.num_sequences, rows):
-            table, checksums = _to_table(trace, range(start, min(start + rows, len(trace.lengths))))
+            table, checksums = _to_table(trace, slice(start, start + rows))
             self._parquet.write_table(table)
             self._checksums.append(checksums)
 
@@ -110,7 +115,7 @@ class TraceWriter:
             "top_k": self._first.top_k,
             "sequence_length": self._sequence_length,
             "sequences": sum(map(len, self._checksums)),
-            "meta": self._first.meta,
+            "meta": checked_meta(self._first.meta),
         }
         rows = np.concatenate([np.empty(0, np.uint64), *self._checksums])
         header["checksum"] = _header_checksum(header, rows)
@@ -121,16 +126,17 @@ class TraceWriter:
         os.replace(self._temporary, self.path)
 
     def discard(self) -> None:
-        """Remove what was written so far."""
+        """Remove what was written so far, unless it is complete."""
         if self._parquet is not None:
             with suppress(OSError, pa.ArrowException):
                 self._parquet.close()
             self._temporary.unlink(missing_ok=True)
 
     def _open(self, trace):
-        handle, name = tempfile.mkstemp(
-            dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".part"
-        )
+        try:
+            handle, name = tempfile.mkstemp(".part", f".{self.path.name}.", self.path.parent)
+        except OSError as error:
+            raise TraceError(f"{self.path}: cannot be written ({error.strerror})") from error
         os.close(handle)
         self._temporary = Path(name)
         # mkstemp is private to the user; a trace gets the rights any new file would get.
@@ -146,6 +152,7 @@ class TraceWriter:
             compression_level=9,
             use_dictionary=["dataset", "experts.list.element"],
             write_statistics=False,
+            store_schema=False,  # else readers see Arrow's copy of the schema, without our key
             column_encoding={
                 name: encoding
                 for name, encoding in {
@@ -181,10 +188,7 @@ def load_trace(path: str | PathLike) -> Trace:
         No such file, no trace, or a trace that is damaged or cut short.
     """
     file = TraceFile(path)
-    parts = [file.read(group) for group in range(file.num_row_groups)]
-    if len(parts) == 1:
-        return parts[0]
-    return concat_traces(parts) if parts else file.empty
+    return file.read(*range(file.num_row_groups))
 
 
 def iter_trace(path: str | PathLike) -> Iterator[Trace]:
@@ -247,53 +251,57 @@ class TraceFile:
         if len(rows) != header.get("sequences") or checksum != _header_checksum(header, rows):
             raise self._damaged("its checksum differs")
 
-    @property
-    def empty(self) -> Trace:
-        """A trace of this file's shape without sequences."""
-        shape = (0, self.sequence_length, self.num_layers, self.top_k)
+    def read(self, *groups: int) -> Trace:
+        """Sequences of some row groups, in that order; of none, a trace without sequences."""
+        rows = [self._parquet.metadata.row_group(group).num_rows for group in groups]
+        starts = np.cumsum([0, *rows]).tolist()
+        shape = (starts[-1], self.sequence_length, self.num_layers, self.top_k)
         names = self._parquet.schema_arrow.names
-        return Trace(
-            np.empty(shape, np.int16),
+        arrays = {"experts": np.full(shape, -1, np.int16)}
+        for name in {"token_ids", "predicted_ids"} & set(names):
+            arrays[name] = np.full(shape[:2], -1, np.int32)
+        if "weights" in names:
+            arrays["weights"] = np.zeros(shape, np.float16)
+        lengths, labels = np.zeros(shape[0], np.int64), []
+        for group, start, stop in zip(groups, starts[:-1], starts[1:], strict=True):
+            part = {name: array[start:stop] for name, array in arrays.items()}
+            labels += self._read_group(group, lengths[start:stop], part)
+        # The checksum tells damage, not a file that was made wrong.
+        check_experts(arrays["experts"], lengths, self.num_experts, f"{self.path}: experts")
+        return Trace._adopt(
+            arrays.pop("experts"),
             self.num_experts,
-            datasets=[] if "dataset" in names else None,
-            token_ids=np.empty(shape[:2], np.int32) if "token_ids" in names else None,
-            predicted_ids=np.empty(shape[:2], np.int32) if "predicted_ids" in names else None,
-            weights=np.empty(shape, np.float16) if "weights" in names else None,
-            meta=self.meta,
+            lengths=lengths,
+            datasets=np.array(labels, np.str_) if "dataset" in names else None,
+            meta=dict(self.meta),
+            **arrays,
         )
 
-    def read(self, group: int) -> Trace:
-        """Sequences of one row group."""
+    def _read_group(self, group, lengths, arrays):
+        """Fill lengths and arrays with a row group, and return its labels."""
         try:
             table = self._parquet.read_row_group(group).combine_chunks()
-            lengths = table["tokens"].to_numpy().astype(np.int64)
-            if len(lengths) and (lengths.min() < 0 or lengths.max() > self.sequence_length):
+            lengths[:] = table["tokens"].to_numpy()
+            if len(lengths) and not 0 <= lengths.min() <= lengths.max() <= self.sequence_length:
                 raise self._damaged("a sequence is longer than the header says")
-            slots = self.num_layers * self.top_k
-            flat = {"experts": self._flat(table, "experts", lengths * slots)}
-            for name in OPTIONAL:
-                if name in table.column_names:
-                    each = slots if name == "weights" else 1
-                    flat[name] = self._flat(table, name, lengths * each)
-            labels = table["dataset"].to_pylist() if "dataset" in table.column_names else None
+            flat = {
+                name: self._flat(table, name, lengths * int(np.prod(array.shape[2:])))
+                for name, array in arrays.items()
+            }
+            labels = table["dataset"].to_pylist() if "dataset" in table.column_names else []
+            checksums = table["checksum"].to_numpy()
         except TraceError:
             raise
         except Exception as error:
             raise self._unreadable(error) from error
-        checksums = _row_checksums(labels, lengths, flat)
-        if not np.array_equal(checksums, table["checksum"].to_numpy()):
-            row = int((checksums != table["checksum"].to_numpy()).argmax())
-            raise self._damaged(f"row {row} of row group {group} has another checksum")
-        shape = (len(lengths), self.sequence_length, self.num_layers, self.top_k)
-        parts = {name: _unflatten(values, lengths, shape, name) for name, values in flat.items()}
-        return Trace(
-            parts.pop("experts"),
-            self.num_experts,
-            lengths=lengths,
-            datasets=labels,
-            meta=self.meta,
-            **parts,
-        )
+        if None in labels:
+            raise self._damaged("a dataset label is missing")
+        if not np.array_equal(checksums, _row_checksums(labels, lengths, flat)):
+            raise self._damaged(f"row group {group} does not have its checksum")
+        valid = np.arange(self.sequence_length) < lengths[:, None]
+        for name, array in arrays.items():
+            array[valid] = flat[name].reshape(-1, *array.shape[2:])
+        return labels
 
     def _flat(self, table, name, counts):
         column = table[name]
@@ -319,46 +327,43 @@ class TraceFile:
 
 def _column_names(trace):
     there = {name for name, _ in trace._arrays()}
-    skipped = {"dataset"} - ({"dataset"} if "datasets" in there else set())
-    skipped |= set(OPTIONAL) - there
-    return [name for name in COLUMNS if name not in skipped]
+    there |= {"tokens", "checksum"} | ({"dataset"} if "datasets" in there else set())
+    return [name for name in COLUMNS if name in there]
 
 
 def _to_table(trace, rows):
     """Rows of a trace as an Arrow table, and their checksums."""
-    rows = slice(rows.start, rows.stop)
-    lengths = trace.lengths[rows]
-    valid = trace.valid[rows]
-    slots = trace.num_layers * trace.top_k
-    flat = {"experts": trace.experts[rows][valid].ravel()}
-    for name in OPTIONAL:
-        if getattr(trace, name) is not None:
-            flat[name] = getattr(trace, name)[rows][valid].ravel()
+    lengths, valid = trace.lengths[rows], trace.valid[rows]
+    flat = {
+        name: getattr(trace, name)[rows][valid].ravel()
+        for name in LISTS
+        if getattr(trace, name) is not None
+    }
     if "weights" in flat:
         flat["weights"] = flat["weights"].astype(np.float32)
-    labels = None if trace.datasets is None else trace.datasets[rows].tolist()
+    labels = [] if trace.datasets is None else trace.datasets[rows].tolist()
     checksums = _row_checksums(labels, lengths, flat)
     columns = {"tokens": pa.array(lengths.astype(np.int32)), "checksum": pa.array(checksums)}
-    if labels is not None:
+    if trace.datasets is not None:
         columns["dataset"] = pa.array(labels, pa.string())
     for name, values in flat.items():
-        each = slots if name in ("experts", "weights") else 1
-        offsets = np.concatenate([[0], np.cumsum(lengths * each)]).astype(np.int32)
+        offsets = np.concatenate([[0], np.cumsum(lengths * _each(values, lengths))])
         columns[name] = pa.ListArray.from_arrays(
-            pa.array(offsets), pa.array(values, COLUMNS[name].value_type)
+            pa.array(offsets, pa.int32()), pa.array(values, COLUMNS[name].value_type)
         )
     names = _column_names(trace)
     return pa.table([columns[name] for name in names], names=names), checksums
 
 
 def _row_checksums(labels, lengths, flat):
-    """BLAKE2b of each row: label, length, then the lists in the order of the columns."""
+    """BLAKE2b of each row: label, length, then its part of each list in the order of `LISTS`."""
+    flat = {name: flat[name] for name in LISTS if name in flat}
     ends = {name: np.cumsum(lengths * _each(values, lengths)) for name, values in flat.items()}
     raw = {name: memoryview(_little_endian(values)).cast("B") for name, values in flat.items()}
     checksums = np.empty(len(lengths), np.uint64)
     for row, length in enumerate(lengths.tolist()):
         digest = blake2b(digest_size=8)
-        label = b"" if labels is None else labels[row].encode()
+        label = labels[row].encode() if labels else b""
         digest.update(len(label).to_bytes(4, "little") + label + length.to_bytes(4, "little"))
         for name, values in flat.items():
             size = values.itemsize
@@ -382,12 +387,3 @@ def _little_endian(values):
 def _header_checksum(header, rows):
     text = json.dumps(header, sort_keys=True).encode()
     return blake2b(text + _little_endian(rows).tobytes(), digest_size=16).hexdigest()
-
-
-def _unflatten(values, lengths, shape, name):
-    """Padded array of a flat list of valid tokens."""
-    tail = shape[2:] if name in ("experts", "weights") else ()
-    dtype = np.float16 if name == "weights" else values.dtype
-    padded = np.full(shape[:2] + tail, 0 if name == "weights" else -1, dtype)
-    padded[np.arange(shape[1]) < lengths[:, None]] = values.reshape(-1, *tail)
-    return padded
