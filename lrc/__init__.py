@@ -4,6 +4,7 @@ from importlib import import_module
 
 from lrc import published
 from lrc.balance import balance
+from lrc.cache import hit_rates, sch
 from lrc.chance import chance, excess, shuffle
 from lrc.errors import LrcError, TraceError
 from lrc.notebook import glue, setup_notebook
@@ -36,10 +37,12 @@ __all__ = [
     "check_parameters",
     "excess",
     "glue",
+    "hit_rates",
     "load_token_counts",
     "load_trace",
     "published",
     "resolve_trace",
+    "sch",
     "setup_notebook",
     "shuffle",
     "specialization",

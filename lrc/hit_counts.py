@@ -1,0 +1,239 @@
+"""Hits of caches of every size, as integers that add up; resampled hits for intervals.
+
+The partial statistics behind `lrc.sch` and `lrc.hit_rates`: each sequence is replayed by itself,
+so its histogram can be summed with those of others in any grouping, on any machine.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from lrc.bootstrap import check_bootstrap, mirrored_interval, resample_weights
+from lrc.errors import LrcError
+from lrc.kernels import cpu_caches
+
+POLICIES = {"lru": cpu_caches.LRU, "lfu": cpu_caches.LFU, "belady": cpu_caches.BELADY}
+DEFINITIONS = {"lookahead": cpu_caches.LOOKAHEAD, "static": cpu_caches.STATIC}
+# Size of the histograms of single sequences that are in memory at a time.
+BLOCK_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class HitKind:
+    """What is counted, and of which model.
+
+    Attributes
+    ----------
+    column : {"policy", "segment_length"}
+        What the variants are.
+    variants : tuple
+        Policies, or segment lengths of SCH.
+    contract : str
+        Replay contract of policies, definition of SCH.
+    level : {"model", "layer"}
+        One cache shared by all layers, or one for each.
+    num_layers, num_experts, top_k : int
+    """
+
+    column: str
+    variants: tuple
+    contract: str
+    level: str
+    num_layers: int
+    num_experts: int
+    top_k: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Variants, caches, sizes."""
+        if self.level == "model":
+            return len(self.variants), 1, self.num_layers * self.num_experts
+        return len(self.variants), self.num_layers, self.num_experts
+
+    @property
+    def rules(self) -> list[tuple[int, int]]:
+        """Rule of the kernel and segment length, of each variant."""
+        if self.column == "policy":
+            return [(POLICIES[policy], 0) for policy in self.variants]
+        return [(DEFINITIONS[self.contract], m) for m in self.variants]
+
+
+@dataclass(frozen=True)
+class HitCounts:
+    """Everything a table of hit rates needs to know of a trace.
+
+    Attributes
+    ----------
+    kind : HitKind
+    datasets : tuple of str
+        Sorted; ``("",)`` when pooled.
+    new_hits : int64 array [datasets, variants, caches, sizes]
+        Uses that hit from ``size + 1`` slots on, so that the hits of a cache of ``size + 1`` slots
+        are the cumulative sum, and its end all uses.
+    """
+
+    kind: HitKind
+    datasets: tuple[str, ...]
+    new_hits: np.ndarray
+
+    def __add__(self, other: "HitCounts") -> "HitCounts":
+        if self.kind != other.kind:
+            raise LrcError(
+                "hit counts of different kinds cannot be added: "
+                f"{self.kind} and {other.kind}".replace("HitKind", "")
+            )
+        datasets = tuple(sorted({*self.datasets, *other.datasets}))
+        new_hits = np.zeros((len(datasets), *self.kind.shape), np.int64)
+        for part in (self, other):
+            new_hits[[datasets.index(label) for label in part.datasets]] += part.new_hits
+        return HitCounts(self.kind, datasets, new_hits)
+
+    def table(self, intervals=None) -> pd.DataFrame:
+        """Table that `lrc.sch` and `lrc.hit_rates` return.
+
+        Parameters
+        ----------
+        intervals : float array [2, datasets, variants, caches, sizes], optional
+            Lower and upper ends, from a bootstrap.
+        """
+        # [datasets, caches, variants, sizes]: rows of the table in that order.
+        hits = self.new_hits.cumsum(axis=-1).swapaxes(1, 2)
+        there = np.broadcast_to(hits[..., -1:] > 0, hits.shape)
+        g, cache, variant, size = np.nonzero(there)
+        shared = self.kind.level == "model"
+        active = self.kind.top_k * (self.kind.num_layers if shared else 1)
+        columns = {
+            "dataset": np.array(self.datasets, dtype=object)[g],
+            "layer": cache,
+            self.kind.column: np.array(self.kind.variants)[variant],
+            "cache_size": size + 1,
+            "cache_ratio": (size + 1) / active,
+            "hit_rate": hits[there] / hits[g, cache, variant, -1],
+        }
+        if intervals is not None:
+            low, high = (end.swapaxes(1, 2)[there] for end in intervals)
+            columns |= {"ci_low": low, "ci_high": high}
+        absent = {"dataset"} if self.datasets in (("",), ()) else set()
+        absent |= {"layer"} if shared else set()
+        table = pd.DataFrame({k: v for k, v in columns.items() if k not in absent})
+        return table.astype({k: "str" for k in ("dataset", "policy") if k in table})
+
+
+def count(trace, kind: HitKind, datasets) -> HitCounts:
+    """Count the hits of a trace, of each of the sorted datasets (``("",)`` = all pooled)."""
+    return count_and_resample(trace, kind, datasets)[0]
+
+
+def count_and_resample(trace, kind: HitKind, datasets, bootstrap=0, confidence=0.95, seed=0):
+    """Count the hits of a trace and, if asked for, resample its sequences.
+
+    Returns
+    -------
+    HitCounts
+    float array [2, datasets, variants, caches, sizes] or None
+        Lower and upper ends of the intervals of hit rates; NaN where there is no use.
+    """
+    check_bootstrap(bootstrap, confidence)
+    new_hits = np.zeros((len(datasets), *kind.shape), np.int64)
+    intervals = np.full((2, *new_hits.shape), np.nan) if bootstrap else None
+    for g, label in enumerate(datasets):
+        inside = trace.datasets == label if label else np.ones(trace.num_sequences, bool)
+        members = np.flatnonzero(inside)
+        for v, (rule, segment_length) in enumerate(kind.rules):
+            resampled = None
+            if bootstrap:
+                used = _used(trace, members, rule, segment_length, kind.level)
+                strata = members * 0 if trace.datasets is None else trace.datasets[members]
+                resampled = _Resampled(used, strata, bootstrap, seed)
+            for part, counted in _blocks(trace, members, rule, segment_length, kind.level):
+                new_hits[g, v] += counted.sum(axis=0)
+                if resampled:
+                    resampled.add(part, counted)
+            for caches, rates in resampled.hit_rates() if resampled else ():
+                hits = new_hits[g, v, caches].cumsum(axis=-1)
+                ends = mirrored_interval(hits / hits[:, -1:], rates, confidence)
+                intervals[:, g, v, caches] = ends
+    return HitCounts(kind, tuple(datasets), new_hits), intervals
+
+
+def sequence_counts(trace, policy: str, *, level: str = "model", segment_length: int = 0):
+    """Histogram of every single sequence, in blocks that fit into memory.
+
+    Parameters
+    ----------
+    trace : Trace
+    policy : str
+        A policy of `lrc.hit_rates` or a definition of `lrc.sch`.
+    level : {"model", "layer"}
+    segment_length : int
+        For definitions of `lrc.sch`.
+
+    Yields
+    ------
+    slice
+        Sequences of the block.
+    int64 array [sequences, caches, sizes]
+        As in `HitCounts`.
+    """
+    rule = {**POLICIES, **DEFINITIONS}[policy]
+    yield from _blocks(trace, np.arange(trace.num_sequences), rule, segment_length, level)
+
+
+def _blocks(trace, sequences, rule, segment_length, level):
+    """Slices of `sequences` and their histograms, [sequences, caches, sizes]."""
+    step = max(1, BLOCK_BYTES // (8 * trace.num_layers * trace.num_experts))
+    for start in range(0, len(sequences), step):
+        part = slice(start, start + step)
+        counted = cpu_caches.count_new_hits(
+            *(rule, segment_length, trace.experts, trace.lengths, sequences[part]),
+            *(trace.num_experts, level == "model"),
+        )
+        yield part, counted
+
+
+def _used(trace, sequences, rule, segment_length, level):
+    """Which sequences have something to say of which cache: bool [sequences, caches]."""
+    used = (trace.experts[sequences] >= 0).any(axis=(1, 3))
+    if level == "model":
+        used = used.any(axis=1, keepdims=True)
+    if rule == cpu_caches.STATIC:
+        used &= trace.lengths[sequences, None] >= segment_length
+    return used
+
+
+class _Resampled:
+    """Hit rates of resampled sequences.
+
+    A sequence that does not use a cache says nothing of its hit rate, so caches draw from those
+    that do: in nearly every trace all from all. Sums are of whole numbers below 2**53, so exact
+    in float64, in any order.
+
+    Parameters
+    ----------
+    used : bool array [sequences, caches]
+    strata : array [sequences]
+        Labels, each drawn as often as it is there.
+    """
+
+    def __init__(self, used, strata, bootstrap, seed):
+        patterns, pattern_of = np.unique(used, axis=1, return_inverse=True)
+        self._groups = []
+        for p, drawn in enumerate(patterns.T):
+            if drawn.any():
+                weights = np.zeros((bootstrap, len(used)))
+                weights[:, drawn] = resample_weights(strata[drawn], bootstrap, seed)
+                caches = np.flatnonzero(pattern_of.ravel() == p)
+                self._groups.append((caches, weights, [0.0]))
+
+    def add(self, part, counted):
+        """Add histograms of a slice of the sequences, [sequences, caches, sizes]."""
+        for caches, weights, total in self._groups:
+            flat = counted[:, caches].reshape(len(counted), -1).astype(np.float64)
+            total[0] = total[0] + weights[:, part] @ flat
+
+    def hit_rates(self):
+        """Caches, and their rates in each resample, [bootstrap, caches, sizes]."""
+        for caches, weights, total in self._groups:
+            hits = total[0].reshape(len(weights), len(caches), -1).cumsum(axis=-1)
+            yield caches, hits / hits[..., -1:]
