@@ -187,15 +187,15 @@ def load_trace(path: str | PathLike) -> Trace:
     TraceError
         No such file, no trace, or a trace that is damaged or cut short.
     """
-    file = TraceFile(path)
-    return file.read(*range(file.num_row_groups))
+    with TraceFile(path) as file:
+        return file.read(*range(file.num_row_groups))
 
 
 def iter_trace(path: str | PathLike) -> Iterator[Trace]:
     """Row groups of a trace file, each a `Trace`, so that one need not fit into memory."""
-    file = TraceFile(path)
-    for group in range(file.num_row_groups):
-        yield file.read(group)
+    with TraceFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield file.read(group)
 
 
 class TraceFile:
@@ -235,6 +235,12 @@ class TraceFile:
         self.top_k, self.sequence_length = header["top_k"], header["sequence_length"]
         self.meta = header["meta"]
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self._parquet.close()
+
     def _check(self, header):
         """Compare the header and all rows' checksums with the file's own checksum."""
         schema = self._parquet.schema_arrow
@@ -244,7 +250,8 @@ class TraceFile:
         if missing := {"tokens", "experts", "checksum"} - set(schema.names):
             raise self._damaged(f"column {min(missing)!r} is missing")
         try:
-            rows = self._parquet.read(columns=["checksum"])["checksum"].to_numpy()
+            column = self._parquet.read(columns=["checksum"])["checksum"]
+            rows = column.drop_null().to_numpy()
         except Exception as error:
             raise self._unreadable(error) from error
         checksum = header.pop("checksum", None)
@@ -281,6 +288,8 @@ class TraceFile:
         """Fill lengths and arrays with a row group, and return its labels."""
         try:
             table = self._parquet.read_row_group(group).combine_chunks()
+            if table["tokens"].null_count or table["checksum"].null_count:
+                raise self._damaged("a length or checksum is missing")
             lengths[:] = table["tokens"].to_numpy()
             if len(lengths) and not 0 <= lengths.min() <= lengths.max() <= self.sequence_length:
                 raise self._damaged("a sequence is longer than the header says")

@@ -257,29 +257,31 @@ def test_threads_do_not_change_a_count(threads):
 def test_interval_is_that_of_literal_resampling(data):
     level, by_dataset = data.draw(st.sampled_from(LEVELS)), data.draw(st.booleans())
     trace = data.draw(traces(datasets=True if by_dataset else None, max_tokens=12))
-    m, seed = data.draw(st.integers(1, 12)), data.draw(st.integers(0, 99))
+    seed = data.draw(st.integers(0, 99))
+    lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=2, unique=True))
     options = {"level": level, "by_dataset": by_dataset}
     # Small blocks, so that layers, experts and sequences are worked off in several steps.
     with patch.object(srp_module, "BLOCK_BYTES", data.draw(st.sampled_from([1, 2000, 1 << 26]))):
-        table = lrc.srp(trace, m, **options, bootstrap=9, confidence=0.8, seed=seed)
-    groups = [trace.select(datasets=d) for d in trace.dataset_names] if by_dataset else [trace]
-    low, high = [], []
-    for group in groups:
-        group = group.select(group.lengths >= m)
+        table = lrc.srp(trace, lengths, **options, bootstrap=9, confidence=0.8, seed=seed)
+    datasets = trace.dataset_names if by_dataset else [None]
+    for m, dataset in itertools.product(lengths, datasets):
+        group = trace.select(trace.lengths >= m)
+        if by_dataset:
+            group = group.select(group.datasets == dataset)
+        rows = table[table.segment_length == m]
+        rows = rows[rows.dataset == dataset] if by_dataset else rows
         if not group.num_sequences:
+            assert len(rows) == 0
             continue
         strata = np.zeros(group.num_sequences) if group.datasets is None else group.datasets
         resampled = [
             lrc.srp(group.select(np.repeat(np.arange(len(row)), row)), m, level=level).srp
             for row in resample_weights(strata, 9, seed)
         ]
-        estimate = lrc.srp(group, m, level=level).srp
-        ends = mirrored_interval(estimate, np.array(resampled), 0.8)
-        low.extend(ends[0])
-        high.extend(ends[1])
-    assert table.ci_low.tolist() == low
-    assert table.ci_high.tolist() == high
-    without = lrc.srp(trace, m, **options)
+        low, high = mirrored_interval(rows.srp, np.array(resampled), 0.8)
+        assert rows.ci_low.tolist() == low.tolist()
+        assert rows.ci_high.tolist() == high.tolist()
+    without = lrc.srp(trace, lengths, **options)
     pd.testing.assert_frame_equal(table[without.columns], without, check_exact=True)
 
 

@@ -445,10 +445,10 @@ def test_writing_in_parts(tmp_path):
     write(path, parts)
     whole = concat_traces(parts)
     assert lrc.load_trace(path).equals(whole)
-    file = TraceFile(path)
-    assert (file.num_sequences, file.num_row_groups, file.sequence_length) == (6, 3, 9)
-    assert file.read(1).equals(whole.select([2, 3]))
-    assert file.read(2, 0).equals(whole.select([4, 5, 0, 1]))
+    with TraceFile(path) as file:
+        assert (file.num_sequences, file.num_row_groups, file.sequence_length) == (6, 3, 9)
+        assert file.read(1).equals(whole.select([2, 3]))
+        assert file.read(2, 0).equals(whole.select([4, 5, 0, 1]))
 
 
 # --- The package ------------------------------------------------------------------------------
