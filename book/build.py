@@ -7,6 +7,7 @@ built from a copy of its sources, with those notebooks among them, in `_build/sr
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
+from papermill.exceptions import PapermillExecutionError, strip_color
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
@@ -159,9 +160,21 @@ def build_pages() -> None:
     if done.returncode:
         # Sphinx remembers the pages it has read, and would not warn of them a second time.
         shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
-        print(f"failed\n{done.stdout}")
+        print("failed\n" + strip_color(done.stdout))
         raise BuildError("the book has warnings or errors, see above")
+    check_offline(BUILD / "html")
     print(f"{time.monotonic() - start:.1f} s\nThe book is in _build/html/index.html", flush=True)
+
+
+def check_offline(pages: Path) -> None:
+    """Refuse pages that would ask another server for a part of theirs."""
+    part = re.compile(
+        r"<(?:script|img|iframe|source|link)\b[^>]*(?:src|href)=.(?:https?:)?//[^>]*>"
+    )
+    for page in sorted(pages.rglob("*.html")):
+        if found := part.search(page.read_text(encoding="utf-8")):
+            print("failed")
+            raise BuildError(f"{page.relative_to(ROOT)} needs the network: {found.group()[:200]}")
 
 
 def _with_alt_texts(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -11,8 +11,9 @@ def setup_notebook(seed: int = 0) -> None:
     """Make a notebook quiet and repeatable; call it once, in the first cell.
 
     Progress bars of Hugging Face libraries, which a web page shows as dead widgets, are switched
-    off, and so are their log messages below errors; `random`, NumPy's global generator and, if it
-    is loaded, torch start from `seed`. Charts need no set-up: `lrc.charts` draws in its own style.
+    off, and so are their log messages below errors; tables show 4 decimals; `random`, NumPy's
+    global generator and, if it is loaded, torch start from `seed`. Charts need no set-up:
+    `lrc.charts` draws in its own style.
 
     Parameters
     ----------
@@ -20,6 +21,7 @@ def setup_notebook(seed: int = 0) -> None:
         Start of the random number generators.
     """
     import numpy as np
+    import pandas as pd
 
     # Read when the libraries are imported; those that are loaded already are told below.
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -34,6 +36,9 @@ def setup_notebook(seed: int = 0) -> None:
     # They advise of settings that a reader cannot act upon, on stderr, in the middle of a page.
     for library in ("transformers", "datasets", "huggingface_hub", "torch"):
         warnings.filterwarnings("ignore", module=library)
+
+    # As in charts: more digits would be no news to a reader, and differ between machines.
+    pd.options.display.precision = 4
 
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - for libraries that draw from the global generator

@@ -2,8 +2,8 @@
 
 A notebook declares its parameters in one cell, a line each, ``name: type = default  # help``.
 papermill puts the values of a run into a cell of its own right below. It accepts any name, warns
-of a misspelt one in its log and goes on with the default; :func:`check_parameters`, called next,
-ends such a run with one line instead.
+of a misspelt one in its log and goes on with the default; :func:`lrc.check_parameters`, called
+next, ends such a run with one line instead.
 """
 
 import ast
@@ -52,12 +52,12 @@ class Interval:
 
 
 def between(low: float, high: float) -> Interval:
-    """A rule for :func:`check_parameters`: a number from `low` to `high`, both included."""
+    """A rule for :func:`lrc.check_parameters`: a number from `low` to `high`, both included."""
     return Interval(low, high)
 
 
 def at_least(low: float) -> Interval:
-    """A rule for :func:`check_parameters`: a number not below `low`."""
+    """A rule for :func:`lrc.check_parameters`: a number not below `low`."""
     return Interval(low)
 
 
@@ -71,8 +71,9 @@ def check_parameters(**rules: Interval | range | Collection) -> None:
     Parameters
     ----------
     **rules
-        What a parameter may be, beyond its type: :func:`between` or :func:`at_least`, a `range`,
-        or a collection of choices. For a list or tuple, what each of its items may be.
+        What a parameter may be, beyond its type: :func:`lrc.params.between` or
+        :func:`lrc.params.at_least`, a `range`, or a collection of choices. For a list or tuple,
+        what each of its items may be.
 
     Raises
     ------
