@@ -30,7 +30,7 @@ class LoadedModel(NamedTuple):
     model : transformers.PreTrainedModel
         In evaluation mode.
     tokenizer : transformers.PreTrainedTokenizerBase or None
-        None if the folder or repository has none.
+        None if a local folder has none.
     """
 
     model: PreTrainedModel
@@ -92,6 +92,8 @@ def load_model(
         auto_class = _check_architecture(config, name, trust_remote_code)
         if device is None and "device_map" not in options:
             device = _default_device()
+        # Before the weights: what is wrong with it shows before they are downloaded.
+        tokenizer = _tokenizer(source, trust_remote_code, revision, options)
         model, loading = auto_class.from_pretrained(
             source,
             config=config,
@@ -100,10 +102,10 @@ def load_model(
             trust_remote_code=trust_remote_code,
             revision=revision,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that _check_complete can name them
             **options,
         )
         _check_complete(loading, name)
-        tokenizer = _tokenizer(source, trust_remote_code, revision, options)
     if name.startswith(TOY):
         model.config._name_or_path = name
     if device is not None:
@@ -118,15 +120,15 @@ def _source(name: str) -> str:
 
         return os.fspath(toys.path(name.removeprefix(TOY)))
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(
                 f"{name}: folder has no config.json; give the folder that save_pretrained wrote"
             )
         return os.fspath(folder)
-    if folder.exists():
+    if name and folder.exists():
         raise ModelError(f"{name}: is a file; give the folder with config.json and the weights")
-    if name.count("/") != (1 if "/" in name else 0) or name.startswith((".", "~", "/")) or not name:
+    if not name or name.count("/") > 1 or name.startswith((".", "~", "/")):
         raise ModelError(f"{name!r}: no such folder (a hub name looks like owner/model)")
     return name
 
@@ -194,12 +196,13 @@ def _check_architecture(config, name, trust_remote_code):
 
 def _check_complete(loading, name):
     """transformers fills what a checkpoint lacks with random numbers, with a warning at most."""
-    for kind in ("missing_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in loading.get(kind) or ())
-        if keys:
+    for kind, text in (("missing_keys", "are missing"), ("mismatched_keys", "have another shape")):
+        keys = loading.get(kind) or ()
+        names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
+        if names:
             raise ModelError(
-                f"{name}: {len(keys)} weights are {kind.split('_')[0]} in its files, such as "
-                f"{keys[0]}; the download is incomplete, or the class does not fit the checkpoint"
+                f"{name}: {len(names)} weights {text} in its files, such as {names[0]}; the "
+                "download is incomplete, or the class does not fit the checkpoint"
             )
 
 
@@ -244,7 +247,7 @@ def _one_line(name: str) -> Iterator[None]:
         yield
     except LrcError:
         raise
-    except (OSError, ValueError, ImportError, KeyError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # of many kinds: files, network, validation, remote code
         raise ModelError(f"{name}: {_explain(error)}") from error
 
 
@@ -272,7 +275,7 @@ def _explain(error: BaseException) -> str:
         if any(isinstance(link, kind) for link in chain):
             return text
     text = " ".join(str(chain[0]).split())
-    if "safetensors" in text and "does not appear" in text:
+    if "model.safetensors" in text and ("no file named" in text or "does not appear" in text):
         return "has no safetensors weights; convert them first (lrc reads no pickles)"
     if "does not recognize this architecture" in text or "Unrecognized model" in text:
         return (

@@ -1,22 +1,17 @@
 """Recording: against what really ran, for padded, cached, compiled and broken models."""
 
-import sys
-from pathlib import Path
-
 import accelerate
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import ARCHITECTURES, random_tokens, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM, SwitchTransformersConfig
 from transformers import SwitchTransformersForConditionalGeneration as Switch
 
 import lrc
 from lrc.corpora import Sequences
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import ARCHITECTURES, random_tokens, tiny_model
 
 
 @pytest.fixture(autouse=True, scope="module")

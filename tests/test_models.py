@@ -1,0 +1,201 @@
+"""Loading models: toys, folders and hub names, and one clear line for whatever is wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tiny_models import random_tokens, tiny_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import lrc
+from lrc import toys
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folder of a tiny model with a tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-moe"
+    tiny_model("qwen2_moe").save_pretrained(folder)
+    words = {word: i for i, word in enumerate(["<pad>", "local", "routing", "<unk>"])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>"
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def message(name, **options):
+    with pytest.raises(lrc.ModelError) as error:
+        lrc.load_model(name, **options)
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.startswith((str(name), repr(str(name)), "toy"))
+    return text
+
+
+def test_local_folder(saved, capfd):
+    model, tokenizer = lrc.load_model(saved)
+    assert not model.training
+    assert model.dtype == torch.float32
+    assert all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    batch = tokenizer(["local routing", "routing"], return_tensors="pt", padding=True)
+    trace = lrc.record(model, [dict(batch)], progress=False)
+    assert trace.lengths.tolist() == [2, 1]
+    assert trace.meta["model"] == "tiny-moe", "not the path: it would tell where the user works"
+    tokens = random_tokens(1, 6)
+    original = lrc.record(tiny_model("qwen2_moe"), tokens, progress=False)
+    assert (lrc.record(model, tokens, progress=False).experts == original.experts).all()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_result_has_names(saved):
+    loaded = lrc.load_model(str(saved))
+    assert loaded.model is loaded[0]
+    assert loaded.tokenizer is loaded[1]
+
+
+def test_dtype_device_and_options(saved):
+    for dtype in ("bfloat16", torch.bfloat16):
+        model, _ = lrc.load_model(saved, dtype=dtype, device="cpu", experts_implementation="eager")
+        assert model.dtype == torch.bfloat16
+        assert model.config._experts_implementation == "eager"
+
+
+def test_folder_without_tokenizer(copied):
+    for file in copied.glob("tokenizer*"):
+        file.unlink()
+    assert lrc.load_model(copied).tokenizer is None
+
+
+def test_toy(saved, tmp_path, monkeypatch):
+    shutil.copytree(saved, tmp_path / "baseline")
+    monkeypatch.setattr(toys, "DATA", tmp_path)
+    model, _ = lrc.load_model("toy:baseline")
+    trace = lrc.record(model, random_tokens(1, 4), progress=False)
+    assert trace.meta["model"] == "toy:baseline"
+
+
+def test_shipped_toy():
+    if not (toys.DATA / "baseline" / "model.safetensors").is_file():
+        pytest.skip("the baseline's weights are not there yet: train it first")
+    model, tokenizer = lrc.load_model("toy:baseline")
+    batch = tokenizer(["def route(token):"], return_tensors="pt")
+    trace = lrc.record(model, [dict(batch)], progress=False)
+    assert trace.shape[2:] == (4, 8)
+    assert trace.num_experts == 64
+
+
+def test_unknown_toy():
+    with pytest.raises(lrc.LrcError, match="baseline"):
+        lrc.load_model("toy:nonesuch")
+
+
+def test_folder_without_config(tmp_path):
+    assert "folder has no config.json" in message(tmp_path)
+
+
+def test_file_instead_of_folder(saved):
+    assert "is a file" in message(saved / "config.json")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "a/b/c", ""])
+def test_missing_folder(name):
+    assert "no such folder" in message(name)
+
+
+def test_hub_out_of_reach(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    text = message("allenai/no-such-model-in-any-cache")
+    assert "out of reach" in text
+    assert "HF_HUB_OFFLINE" in text
+    assert "local folder" in text
+
+
+def test_dense_model(tmp_path):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 8}
+    config = LlamaConfig(**sizes, num_attention_heads=1, num_key_value_heads=1)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    assert "LlamaForCausalLM has no MoE layer" in message(tmp_path)
+
+
+def test_unknown_architecture(copied):
+    edit_config(copied, model_type="gpt_eleven", architectures=["GptEleven"])
+    text = message(copied)
+    assert f"transformers {transformers.__version__} does not know this architecture" in text
+
+
+def test_class_without_language_model(copied):
+    edit_config(copied, model_type="vit")
+    assert "no language model class" in message(copied)
+
+
+def test_broken_config(copied):
+    (copied / "config.json").write_text("{")
+    assert "cannot be loaded" in message(copied)
+
+
+def test_pickled_weights_are_not_read(copied):
+    weights = tiny_model("qwen2_moe").state_dict()
+    torch.save(weights, copied / "pytorch_model.bin")
+    (copied / "model.safetensors").unlink()
+    assert "no safetensors weights" in message(copied)
+
+
+def test_missing_weights_are_not_made_up(copied):
+    edit_config(copied, num_hidden_layers=4, layer_types=["full_attention"] * 4)
+    assert "weights are missing in its files, such as model.layers.3." in message(copied)
+
+
+def test_config_that_contradicts_itself(copied):
+    edit_config(copied, num_hidden_layers=4)
+    assert "cannot be loaded" in message(copied)
+
+
+def test_weights_of_another_shape(copied):
+    edit_config(copied, moe_intermediate_size=24)
+    assert "have another shape in its files, such as model.layers.1.mlp" in message(copied)
+
+
+def test_truncated_weights(copied):
+    path = copied / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "cannot be loaded" in message(copied)
+
+
+def test_code_for_transformers_4_is_refused(copied):
+    (copied / "modeling_old.py").write_text("raise AssertionError('must not run')")
+    auto_map = {"AutoModelForCausalLM": "modeling_old.OldModel"}
+    edit_config(copied, auto_map=auto_map, transformers_version="4.40.0")
+    text = message(copied, trust_remote_code=True)
+    assert "transformers 4.57" in text
+    assert "trust_remote_code=False" in text
+    assert lrc.load_model(copied).model.config.model_type == "qwen2_moe"
+
+
+def test_chatter_is_as_before(saved):
+    logger = transformers.logging
+    before = logger.get_verbosity(), logger.is_progress_bar_enabled()
+    logger.set_verbosity_info()
+    lrc.load_model(saved)
+    assert logger.get_verbosity() == logger.INFO
+    logger.set_verbosity(before[0])
+    assert logger.is_progress_bar_enabled() == before[1]
