@@ -3,6 +3,7 @@
 from importlib import import_module
 
 from lrc import published
+from lrc.association import correlation
 from lrc.balance import balance
 from lrc.cache import hit_rates, sch
 from lrc.chance import chance, excess, shuffle
@@ -35,6 +36,7 @@ __all__ = [
     "balance",
     "chance",
     "check_parameters",
+    "correlation",
     "excess",
     "glue",
     "hit_rates",

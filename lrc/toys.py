@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lrc import trace
+from lrc import trace, vocabulary
 from lrc.errors import LrcError
 
 DATA = Path(__file__).parent / "data" / "toys"
@@ -185,6 +185,31 @@ def load_trace(name: str, seed: int = 0) -> trace.Trace:
         seeds = [run_seed for run_name, run_seed in shipped() if run_name == name]
         raise LrcError(f"toy {name!r} has no shipped trace of seed {seed}, only of {seeds}")
     return trace.load_trace(file)
+
+
+def load_counts(name: str, seed: int = 0) -> vocabulary.TokenCounts:
+    """Return the shipped token counts of a variant: what vocabulary specialization needs.
+
+    Traces are shipped without token ids. These counts are of the same run and of more text, 32
+    held-out sequences of each of eight domains, the first 12 of which are the trace's.
+
+    Parameters
+    ----------
+    name : str
+        A key of `VARIANTS`.
+    seed : int
+        Seed of the training run.
+
+    Raises
+    ------
+    LrcError
+        If that variant or seed is not shipped.
+    """
+    file = DATA / "counts" / f"{variant(name).name}-{seed}.parquet"
+    if not file.is_file():
+        seeds = [run_seed for run_name, run_seed in shipped() if run_name == name]
+        raise LrcError(f"toy {name!r} has no shipped token counts of seed {seed}, only of {seeds}")
+    return vocabulary.load_token_counts(file)
 
 
 def losses() -> pd.DataFrame:

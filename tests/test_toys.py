@@ -107,6 +107,9 @@ def test_shipped_trace_fits_its_configuration(name):
     )
     assert trace.num_experts == config.num_experts
     assert trace.token_ids is None  # No text of others is shipped.
+    counts = toys.load_counts(name)
+    assert (counts.num_layers, counts.num_experts) == (trace.num_layers, trace.num_experts)
+    assert counts.kinds == ("in", "predicted", "next")
     assert {label: list(trace.datasets).count(label) for label in corpora.DOMAINS} == dict.fromkeys(
         corpora.DOMAINS, 12
     )
@@ -128,3 +131,5 @@ def test_unknown_names_are_answered_with_the_known_ones():
         toys.path("no_balance")
     with pytest.raises(LrcError, match="no shipped trace of seed 7"):
         toys.load_trace("baseline", 7)
+    with pytest.raises(LrcError, match="no shipped token counts of seed 7"):
+        toys.load_counts("baseline", 7)
