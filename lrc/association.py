@@ -8,6 +8,8 @@ from lrc.errors import LrcError
 
 __all__ = ["correlation"]
 
+_NUMBERS = ("correlation", "ci_low", "ci_high")
+
 
 def correlation(
     table: pd.DataFrame,
@@ -101,7 +103,7 @@ def correlation(
             values = _compared(known, measure, outcome, within, strata, ranks)
             # [units, moments]: what is resampled, and sums that a correlation follows from.
             units = _moments(*values.T, np.arange(len(known)) if given is None else strata)
-            estimate = _pearson(units.sum(axis=0))
+            estimate = float(_pearson(units.sum(axis=0)))
             if len(known) < 3 or np.isnan(estimate):
                 undefined.append(name)
                 continue
@@ -115,6 +117,7 @@ def correlation(
     columns = [*([by] if by else []), "measure", "correlation"]
     columns += ["ci_low", "ci_high"] if bootstrap else []
     result = pd.DataFrame(rows, columns=[*columns, "experts"])
+    result = result.astype({"experts": int} | {name: float for name in columns if name in _NUMBERS})
     result.attrs["undefined"] = undefined
     return result
 

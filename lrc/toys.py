@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from lrc import trace, vocabulary
+from lrc import trace_file, vocabulary
 from lrc.errors import LrcError
+from lrc.trace import Trace
+from lrc.vocabulary import TokenCounts
 
 DATA = Path(__file__).parent / "data" / "toys"
 
@@ -165,7 +167,7 @@ def shipped() -> list[tuple[str, int]]:
     return runs
 
 
-def load_trace(name: str, seed: int = 0) -> trace.Trace:
+def load_trace(name: str, seed: int = 0) -> Trace:
     """Return the shipped trace of a variant: 12 held-out sequences of each of eight domains.
 
     Parameters
@@ -184,10 +186,10 @@ def load_trace(name: str, seed: int = 0) -> trace.Trace:
     if not file.is_file():
         seeds = [run_seed for run_name, run_seed in shipped() if run_name == name]
         raise LrcError(f"toy {name!r} has no shipped trace of seed {seed}, only of {seeds}")
-    return trace.load_trace(file)
+    return trace_file.load_trace(file)
 
 
-def load_counts(name: str, seed: int = 0) -> vocabulary.TokenCounts:
+def load_counts(name: str, seed: int = 0) -> TokenCounts:
     """Return the shipped token counts of a variant: what vocabulary specialization needs.
 
     Traces are shipped without token ids. These counts are of the same run and of more text, 32

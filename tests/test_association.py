@@ -136,6 +136,7 @@ def test_groups_measures_and_empty_cells():
     table["model"] = np.repeat(["b", "a"], 30)
     found = lrc.correlation(table, ["x", "noise"], by="model", bootstrap=50)
     assert list(found) == ["model", "measure", "correlation", "ci_low", "ci_high", "experts"]
+    assert found.dtypes.astype(str).tolist()[2:] == ["float64"] * 3 + ["int64"]
     assert found[["model", "measure", "experts"]].to_numpy().tolist() == [
         ["b", "x", 30],
         ["b", "noise", 20],
@@ -150,6 +151,7 @@ def test_what_is_not_defined_has_no_row():
     table = pd.DataFrame({"x": [0.1] * 5, "few": [1, 2, *[np.nan] * 3], "srp": [1, 2, 3, 4, 5.0]})
     found = lrc.correlation(table, ["x", "few"], bootstrap=10)
     assert found.empty
+    assert found["correlation"].dtype == "float64"
     assert found.attrs["undefined"] == [{"measure": "x"}, {"measure": "few"}]
 
 
