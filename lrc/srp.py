@@ -10,28 +10,26 @@ f being the activations of an expert in a window of m tokens; all windows of all
 all experts of the group E are pooled (Liu et al., "Not All Models Suit Expert Offloading",
 Section 2.2; every start position counts, no window crosses a sequence's end).
 
-All of it follows from a histogram of f, in integers. Histograms of shards add up, so a corpus
-may be measured in parts, in any order, on any machine, to the same last bit: `window_counts`
-on each, the sum, then `WindowCounts.table`.
+All of it follows from a histogram of f, in integers: see `lrc.window_counts`, also for corpora
+that are measured in parts.
 """
-
-from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from lrc.bootstrap import check_bootstrap, mirrored_interval, resample_weights
-from lrc.errors import LrcError
-from lrc.kernels.cpu_windows import (
-    best_thresholds,
-    bin_slices,
-    count_windows,
-    count_windows_by_position,
-)
+from lrc.kernels.cpu_windows import count_windows, count_windows_by_position
 from lrc.trace import Trace
+from lrc.window_counts import (
+    LEVELS,
+    SEGMENT_LENGTHS,
+    best_router,
+    checked_segment_lengths,
+    dataset_groups,
+    dataset_labels,
+    window_counts,
+)
 
-SEGMENT_LENGTHS = (4, 16, 64, 256)
-LEVELS = ("model", "layer", "expert")
 # Size of the arrays of a bootstrap's step: resampled histograms, histograms of sequences.
 BLOCK_BYTES = 1 << 26
 
@@ -98,7 +96,7 @@ def srp(
         return counts.table()
     shape = (*counts.counts.shape[:3], len(counts.segment_lengths))
     intervals = np.full((2, *shape), np.nan)
-    groups = _dataset_groups(trace, counts.datasets)
+    groups = dataset_groups(trace, counts.datasets)
     for g, i in np.argwhere(counts.windows).tolist():
         m = counts.segment_lengths[i]
         members = np.flatnonzero((groups == g) & (trace.lengths >= m))
@@ -144,13 +142,13 @@ def srp_by_position(
     LrcError
         As `srp`.
     """
-    segment_lengths = _checked(trace, segment_lengths, level, LEVELS[:2])
-    datasets = _dataset_labels(trace, by_dataset)
-    groups = _dataset_groups(trace, datasets)
-    frames = []
-    for g, dataset in enumerate(datasets):
+    segment_lengths = checked_segment_lengths(trace, segment_lengths, level, LEVELS[:2])
+    datasets = dataset_labels(trace, by_dataset)
+    groups = dataset_groups(trace, datasets)
+    frames = {}
+    for g, dataset in enumerate(datasets or ("",)):
         only = np.where(groups == g, 0, -1)
-        for m in segment_lengths:
+        for i, m in enumerate(segment_lengths):
             histograms = (
                 count_windows_by_position(
                     trace.experts, trace.lengths, only, 1, layers, trace.num_experts, m
@@ -161,154 +159,11 @@ def srp_by_position(
                 histograms = [sum(histograms)]
             for layer, histogram in enumerate(histograms):
                 score, size_ratio, _ = best_router(histogram)
-                frames.append(
-                    pd.DataFrame(
-                        {
-                            "dataset": dataset,
-                            "layer": layer,
-                            "segment_length": m,
-                            "start": np.arange(len(score)),
-                            "srp": score,
-                            "size_ratio": size_ratio,
-                        }
-                    )
-                )
-    table = pd.concat(frames, ignore_index=True)
-    keys = ["dataset"] * by_dataset + ["layer"] * (level == "layer")
-    columns = [*keys, "segment_length", "start", "srp", "size_ratio"]
-    return table.sort_values([*keys, "segment_length", "start"], ignore_index=True)[columns]
-
-
-@dataclass(frozen=True)
-class WindowCounts:
-    """Everything SRP needs to know of a trace, in integers that add up over shards.
-
-    Attributes
-    ----------
-    counts : int64 array [datasets, layers, experts, bins]
-        Windows in which an expert is active 0 ... m times, one segment length after the other.
-        Pooled axes have length 1, as `level` says.
-    windows : int64 array [datasets, segment_lengths]
-        Segments: pairs of a sequence and a start position.
-    datasets : tuple of str
-        Sorted; ``("",)`` when pooled.
-    segment_lengths : tuple of int
-    level : str
-    model : tuple of int
-        Layers and experts of the model: only counts of equal ones may be added.
-    """
-
-    counts: np.ndarray
-    windows: np.ndarray
-    datasets: tuple[str, ...]
-    segment_lengths: tuple[int, ...]
-    level: str
-    model: tuple[int, int]
-
-    def __add__(self, other: "WindowCounts") -> "WindowCounts":
-        kinds = [(c.segment_lengths, c.level, c.model) for c in (self, other)]
-        if kinds[0] != kinds[1]:
-            raise LrcError(
-                "window counts of different kinds cannot be added (segment lengths, level, "
-                f"layers and experts): {kinds[0]} and {kinds[1]}"
-            )
-        datasets = tuple(sorted({*self.datasets, *other.datasets}))
-        counts = np.zeros((len(datasets), *self.counts.shape[1:]), np.int64)
-        windows = np.zeros((len(datasets), len(self.segment_lengths)), np.int64)
-        for part in (self, other):
-            rows = [datasets.index(label) for label in part.datasets]
-            counts[rows] += part.counts
-            windows[rows] += part.windows
-        return replace(self, counts=counts, windows=windows, datasets=datasets)
-
-    def histogram(self, i: int) -> np.ndarray:
-        """Bins of the i-th segment length: [datasets, layers, experts, m + 1]."""
-        return self.counts[..., bin_slices(self.segment_lengths)[i]]
-
-    def table(self, intervals=None) -> pd.DataFrame:
-        """Table that `srp` returns.
-
-        Parameters
-        ----------
-        intervals : float array [2, datasets, layers, experts, segment_lengths], optional
-            Lower and upper ends, from a bootstrap.
-        """
-        scores = [best_router(self.histogram(i)) for i in range(len(self.segment_lengths))]
-        # [datasets, layers, experts, segment_lengths] each; rows of the table in that order.
-        score, size_ratio, activation_rate = (
-            np.stack(column, axis=-1) for column in zip(*scores, strict=True)
-        )
-        there = np.broadcast_to(self.windows[:, None, None] > 0, score.shape)
-        g, layer, expert, i = np.nonzero(there)
-        columns = {
-            "dataset": np.array(self.datasets, dtype=object)[g],
-            "layer": layer,
-            "expert": expert,
-            "segment_length": np.array(self.segment_lengths)[i],
-            "srp": score[there],
-            "ci_low": None if intervals is None else intervals[0][there],
-            "ci_high": None if intervals is None else intervals[1][there],
-            "size_ratio": size_ratio[there],
-            "activation_rate": activation_rate[there],
-            "windows": self.windows[g, i],
-        }
-        absent = {"dataset"} if self.datasets in (("",), ()) else set()
-        absent |= {"layer", "expert"} if self.level == "model" else set()
-        absent |= {"expert"} if self.level == "layer" else set()
-        absent |= {"ci_low", "ci_high"} if intervals is None else set()
-        table = pd.DataFrame({k: v for k, v in columns.items() if k not in absent})
-        return table.astype({"dataset": "str"}) if "dataset" in table else table
-
-
-def window_counts(
-    trace: Trace, segment_lengths=SEGMENT_LENGTHS, *, level: str = "model", by_dataset: bool = False
-) -> WindowCounts:
-    """Partial statistics of `srp` for one shard of a corpus (parameters as there).
-
-    Examples
-    --------
-    >>> parts = [window_counts(shard, level="layer") for shard in shards]  # doctest: +SKIP
-    >>> sum(parts[1:], parts[0]).table()  # doctest: +SKIP
-    """
-    segment_lengths = _checked(trace, segment_lengths, level, LEVELS)
-    datasets = _dataset_labels(trace, by_dataset)
-    groups = _dataset_groups(trace, datasets)
-    counts = count_windows(
-        trace.experts,
-        trace.lengths,
-        groups,
-        len(datasets),
-        np.arange(trace.num_layers),
-        np.arange(trace.num_experts) * (level == "expert"),
-        segment_lengths,
-    )
-    if level == "model":
-        counts = counts.sum(axis=1, keepdims=True)
-    windows = np.zeros((len(datasets), len(segment_lengths)), np.int64)
-    for i, m in enumerate(segment_lengths):
-        np.add.at(windows[:, i], groups, np.maximum(trace.lengths - m + 1, 0))
-    model = (trace.num_layers, trace.num_experts)
-    return WindowCounts(counts, windows, datasets, segment_lengths, level, model)
-
-
-def best_router(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """F1, size ratio and activation rate of the best segment router.
-
-    Parameters
-    ----------
-    histogram : int array [..., m + 1]
-        Windows of one expert with 0, 1, ... m activations. Floats do if they are whole.
-
-    Returns
-    -------
-    tuple of float64 arrays [...]
-        SRP, size ratio (slots switched on over activations) and activation rate; all 0 where
-        there are no activations.
-    """
-    shape = histogram.shape[:-1]
-    best = best_thresholds(np.ascontiguousarray(histogram).reshape(-1, histogram.shape[-1]))
-    score, size_ratio, activation_rate = best.T.reshape(3, *shape)
-    return score, size_ratio, activation_rate
+                keys = {"dataset": dataset} if by_dataset else {}
+                keys |= {"layer": layer} if level == "layer" else {}
+                keys |= {"segment_length": m, "start": np.arange(len(score))}
+                frames[g, layer, i] = pd.DataFrame(keys | {"srp": score, "size_ratio": size_ratio})
+    return pd.concat([frames[key] for key in sorted(frames)], ignore_index=True)
 
 
 def _resampled_srp(trace, m, level, members, weights):
@@ -367,40 +222,6 @@ def _resampled_histogram(trace, m, members, weights, layers, expert_rows, pool_l
         flat = histograms.reshape(len(chunk), -1).astype(np.float64)
         total = total + weights[:, start : start + step].astype(np.float64) @ flat
     return total.reshape(len(weights), *shape)
-
-
-def _checked(trace, segment_lengths, level, levels):
-    """Segment lengths as a tuple, once all arguments are known to be right."""
-    if not isinstance(trace, Trace):
-        hint = "lrc.load_trace reads a file; of a dict of stacks take one, as trace['decoder']"
-        raise LrcError(f"expected a lrc.Trace, not {type(trace).__name__} ({hint})")
-    if level not in levels:
-        raise LrcError(f"level is {level!r}, but must be one of {', '.join(map(repr, levels))}")
-    lengths = np.atleast_1d(np.asarray(segment_lengths))
-    if lengths.dtype.kind not in "iu" or lengths.ndim != 1 or not lengths.size or lengths.min() < 1:
-        raise LrcError(
-            f"segment_lengths is {segment_lengths!r}, but must hold whole numbers of tokens, "
-            "each at least 1, such as (4, 16)"
-        )
-    if len(set(lengths.tolist())) < len(lengths):
-        raise LrcError(f"segment_lengths is {segment_lengths!r}: give each length once")
-    return tuple(lengths.tolist())
-
-
-def _dataset_labels(trace, by_dataset):
-    """Sorted labels, or one empty label for all sequences pooled."""
-    if not by_dataset:
-        return ("",)
-    if trace.datasets is None:
-        raise LrcError("by_dataset needs labels: build the trace with datasets=[...]")
-    return tuple(trace.dataset_names)
-
-
-def _dataset_groups(trace, datasets):
-    """Number of each sequence's dataset among `datasets`: int64 array [sequences]."""
-    if datasets == ("",):
-        return np.zeros(trace.num_sequences, np.int64)
-    return np.searchsorted(np.array(datasets), trace.datasets)
 
 
 def _strata(trace):

@@ -19,7 +19,7 @@ from strategies import traces
 import lrc
 from lrc.bootstrap import mirrored_interval, resample_weights
 from lrc.kernels import cpu_windows
-from lrc.srp import window_counts
+from lrc.window_counts import window_counts
 
 srp_module = sys.modules["lrc.srp"]  # `lrc.srp` is the function
 LEVELS = ["model", "layer", "expert"]
@@ -318,6 +318,7 @@ def test_nothing_to_measure_is_an_empty_frame():
     nothing = trace.select([])
     assert len(lrc.srp(nothing)) == len(lrc.srp(nothing, by_dataset=True, bootstrap=3)) == 0
     assert len(lrc.srp_by_position(trace, 4)) == len(lrc.srp_by_position(nothing, 4)) == 0
+    assert len(lrc.srp_by_position(nothing, 4, level="layer", by_dataset=True)) == 0
     assert lrc.srp_by_position(trace, 4).columns.tolist() == [
         *("segment_length", "start", "srp", "size_ratio")
     ]
@@ -328,6 +329,12 @@ def test_experts_that_are_never_active_score_nothing():
     table = lrc.srp(trace, (1, 2), level="expert")
     assert table[table.expert == 1][MEASURES].eq(0).all(axis=None)
     assert table[table.expert == 0].activation_rate.tolist() == [2 / 3, 1 / 2]
+
+
+def test_segment_lengths_keep_their_order():
+    trace = golden_trace("top2_of_8")
+    assert lrc.srp(trace, (16, 4)).segment_length.tolist() == [16, 4]
+    assert lrc.srp_by_position(trace, (16, 4)).segment_length.unique().tolist() == [16, 4]
 
 
 def test_columns():
