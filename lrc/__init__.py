@@ -9,7 +9,7 @@ from lrc.cache import hit_rates, sch
 from lrc.chance import chance, excess, shuffle
 from lrc.errors import LrcError, TraceError
 from lrc.notebook import glue, setup_notebook
-from lrc.params import ParameterError, check_parameters, resolve_trace
+from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
 from lrc.specialization import specialization
 from lrc.srp import srp, srp_by_position
 from lrc.trace import Trace
@@ -43,6 +43,7 @@ __all__ = [
     "load_token_counts",
     "load_trace",
     "published",
+    "resolve_counts",
     "resolve_trace",
     "sch",
     "setup_notebook",

@@ -56,8 +56,9 @@ def correlation(
     -------
     DataFrame
         A row per value of `by` and measure: `by`, measure, correlation, ci_low, ci_high (if asked
-        for) and experts, the number compared. A correlation that is not defined (fewer than three
-        experts, or a constant) has no row; ``attrs["undefined"]`` names it.
+        for; NaN where there is but one stratum) and experts, the number compared. A correlation
+        that is not defined (fewer than three experts, or a constant) has no row;
+        ``attrs["undefined"]`` names it.
 
     Raises
     ------
@@ -112,7 +113,9 @@ def correlation(
                 drawn = resample_weights(np.zeros(len(units)), bootstrap, seed)
                 resampled = _pearson(drawn.astype(float) @ units)
                 tail = (1 - confidence) / 2
-                row["ci_low"], row["ci_high"] = np.nanquantile(resampled, [tail, 1 - tail])
+                row["ci_low"], row["ci_high"] = (
+                    np.nanquantile(resampled, [tail, 1 - tail]) if len(units) > 1 else [np.nan] * 2
+                )
             rows.append(row | {"experts": len(known)})
     columns = [*([by] if by else []), "measure", "correlation"]
     columns += ["ci_low", "ci_high"] if bootstrap else []

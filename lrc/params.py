@@ -130,15 +130,7 @@ def resolve_trace(source: str, *, parameter: str = "trace"):
     """
     text = str(source)
     if text.startswith("toy:"):
-        name, _, seed = text.removeprefix("toy:").partition(":")
-        if seed and not seed.isdecimal():
-            raise ParameterError(f"{parameter}: the seed of {text!r} is no whole number")
-        from lrc import toys
-
-        try:
-            return toys.load_trace(name, seed=int(seed or 0))
-        except LrcError as error:
-            raise ParameterError(f"{parameter}: {error}") from error
+        return _shipped("load_trace", text, parameter)
 
     path = Path(text).expanduser()
     if not path.exists():
@@ -151,6 +143,56 @@ def resolve_trace(source: str, *, parameter: str = "trace"):
     try:
         load = lrc.load_trace if path.suffix == ".parquet" else lrc.load_routes
         return load(path)
+    except LrcError as error:
+        raise ParameterError(f"{parameter}: {error}") from error
+
+
+def resolve_counts(source: str, trace: str = "", *, parameter: str = "counts"):
+    """Load the token counts that a notebook's parameter names, or those that come with its trace.
+
+    Parameters
+    ----------
+    source
+        Path of a file that `TokenCounts.save` wrote, or ``toy:NAME`` or ``toy:NAME:SEED``; empty
+        for what comes with the trace.
+    trace
+        What the notebook's trace was loaded from, see `resolve_trace`.
+    parameter
+        Name of the parameter, for the error message.
+
+    Returns
+    -------
+    TokenCounts or None
+        None where `source` is empty and the trace is no toy's. A trace with token ids needs no
+        counts: `lrc.specialization` counts them itself.
+
+    Raises
+    ------
+    ParameterError
+        There is no such toy or file, or the file holds no token counts.
+    """
+    text = str(source) or (str(trace) if str(trace).startswith("toy:") else "")
+    if not text:
+        return None
+    if text.startswith("toy:"):
+        return _shipped("load_counts", text, parameter)
+    from lrc.vocabulary import load_token_counts
+
+    try:
+        return load_token_counts(Path(text).expanduser())
+    except LrcError as error:
+        raise ParameterError(f"{parameter}: {error}") from error
+
+
+def _shipped(load: str, text: str, parameter: str):
+    """Load what `lrc.toys` ships of toy:NAME or toy:NAME:SEED, by its function of that name."""
+    name, _, seed = text.removeprefix("toy:").partition(":")
+    if seed and not seed.isdecimal():
+        raise ParameterError(f"{parameter}: the seed of {text!r} is no whole number")
+    from lrc import toys
+
+    try:
+        return getattr(toys, load)(name, seed=int(seed or 0))
     except LrcError as error:
         raise ParameterError(f"{parameter}: {error}") from error
 

@@ -155,6 +155,12 @@ def test_what_is_not_defined_has_no_row():
     assert found.attrs["undefined"] == [{"measure": "x"}, {"measure": "few"}]
 
 
+def test_a_single_stratum_has_no_interval():
+    found = lrc.correlation(confounded(10), "x", given="rate", bootstrap=10)
+    assert found["correlation"].notna().all()
+    assert found[["ci_low", "ci_high"]].isna().all(axis=None)
+
+
 def test_bad_requests_say_what_is_wrong():
     table = confounded(10)
     with pytest.raises(lrc.LrcError, match="no column 'layer'; it has x, srp, rate, noise"):

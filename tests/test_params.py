@@ -206,3 +206,32 @@ class TestResolveTrace:
         assert asked == [("baseline", 0), ("nolb", 2)]
         with pytest.raises(lrc.ParameterError, match="the seed of 'toy:nolb:x'"):
             lrc.resolve_trace("toy:nolb:x")
+
+
+class TestResolveCounts:
+    def test_none_come_with_a_file(self):
+        assert lrc.resolve_counts("", "mine.parquet") is None
+
+    def test_saved_counts(self, tmp_path):
+        trace = lrc.Trace([[[[0, 1]], [[1, 2]]]], 4, token_ids=[[5, 6]])
+        lrc.token_counts(trace).save(tmp_path / "counts.parquet")
+        counts = lrc.resolve_counts(tmp_path / "counts.parquet", "toy:baseline")
+        assert counts.table["token_id"].tolist() == [5, 6, 6]
+
+    def test_file_without_counts_is_blamed_on_the_parameter(self, tmp_path):
+        lrc.Trace([[[[0, 1]], [[1, 2]]]], 4).save(tmp_path / "mine.parquet")
+        for name in ("mine.parquet", "none.parquet"):
+            with pytest.raises(lrc.ParameterError, match=rf"^counts: .*{name}"):
+                lrc.resolve_counts(tmp_path / name)
+
+    def test_those_of_a_toy_come_with_its_trace(self, monkeypatch):
+        asked = []
+        toys = types.ModuleType("lrc.toys")
+        toys.load_counts = lambda name, seed=0: asked.append((name, seed))
+        monkeypatch.setitem(sys.modules, "lrc.toys", toys)
+        monkeypatch.setattr(lrc, "toys", toys, raising=False)
+        lrc.resolve_counts("", "toy:nolb:2")
+        lrc.resolve_counts("toy:baseline", "mine.parquet")
+        assert asked == [("nolb", 2), ("baseline", 0)]
+        with pytest.raises(lrc.ParameterError, match="counts: the seed of 'toy:nolb:x'"):
+            lrc.resolve_counts("", "toy:nolb:x")
