@@ -44,7 +44,7 @@ lock: $(READY)
 
 clean:
 	@rm -rf _build .pytest_cache .ruff_cache .hypothesis
-	@find lrc tests book benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	@find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
