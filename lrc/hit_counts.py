@@ -137,15 +137,18 @@ def count_and_resample(trace, kind: HitKind, datasets, bootstrap=0, confidence=0
     check_bootstrap(bootstrap, confidence)
     new_hits = np.zeros((len(datasets), *kind.shape), np.int64)
     intervals = np.full((2, *new_hits.shape), np.nan) if bootstrap else None
+    used = _used(trace, kind.level) if bootstrap else None
     for g, label in enumerate(datasets):
         inside = trace.datasets == label if label else np.ones(trace.num_sequences, bool)
         members = np.flatnonzero(inside)
         for v, (rule, segment_length) in enumerate(kind.rules):
             resampled = None
             if bootstrap:
-                used = _used(trace, members, rule, segment_length, kind.level)
+                drawn = used[members]
+                if rule == cpu_caches.STATIC:
+                    drawn = drawn & (trace.lengths[members, None] >= segment_length)
                 strata = members * 0 if trace.datasets is None else trace.datasets[members]
-                resampled = _Resampled(used, strata, bootstrap, seed)
+                resampled = _Resampled(drawn, strata, bootstrap, seed)
             for part, counted in _blocks(trace, members, rule, segment_length, kind.level):
                 new_hits[g, v] += counted.sum(axis=0)
                 if resampled:
@@ -192,14 +195,10 @@ def _blocks(trace, sequences, rule, segment_length, level):
         yield part, counted
 
 
-def _used(trace, sequences, rule, segment_length, level):
+def _used(trace, level):
     """Which sequences have something to say of which cache: bool [sequences, caches]."""
-    used = (trace.experts[sequences] >= 0).any(axis=(1, 3))
-    if level == "model":
-        used = used.any(axis=1, keepdims=True)
-    if rule == cpu_caches.STATIC:
-        used &= trace.lengths[sequences, None] >= segment_length
-    return used
+    used = (trace.experts >= 0).any(axis=(1, 3))
+    return used.any(axis=1, keepdims=True) if level == "model" else used
 
 
 class _Resampled:

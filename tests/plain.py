@@ -42,3 +42,60 @@ def srp(f, m):
     threshold = scores.index(max(scores))
     on = sum(n >= threshold for n in f)
     return max(scores), Fraction(m * on, sum(f)), Fraction(sum(f), m * len(f))
+
+
+# --- Caches -----------------------------------------------------------------------------------
+
+
+def uses(trace, sequence, layers):
+    """Experts that each token uses, as (layer, expert), in the order the cache takes them."""
+    experts = trace.experts[sequence, : trace.lengths[sequence]].tolist()
+    return [[(layer, e) for layer in layers for e in token[layer] if e >= 0] for token in experts]
+
+
+def hits_of_replay(tokens, capacity, policy, m=0):
+    """Hits of one cache of one size on one sequence, under the replay contract "paper".
+
+    `policy` is "lru", "lfu", "belady" or "lookahead" (then `m` tokens are known).
+    """
+    stream = [x for token in tokens for x in token]
+    moments = {x: [i for i, y in enumerate(stream) if y == x] for x in stream}
+    held, ever, hits, now = [], [], 0, 0
+    for t, token in enumerate(tokens):
+        end_of_window = now + sum(map(len, tokens[t : t + m]))
+        for x in token:
+            hits += x in held if x in ever else len(ever) < capacity
+            if x not in ever:
+                ever.append(x)
+        for x in token:
+            if x not in held:
+                if len(held) == capacity:
+                    held.remove(
+                        min(held, key=lambda y: worth(moments[y], now, end_of_window)[policy])
+                    )
+                held.append(x)
+            now += 1
+    return hits
+
+
+def worth(moments, now, end_of_window):
+    """What each policy thinks of a held expert while the cache takes the use at `now`."""
+    past = [i for i in moments if i < now]
+    ahead = [i for i in moments if i > now]
+    return {
+        "lru": past[-1],
+        "lfu": (len(past), past[-1]),
+        "belady": -ahead[0] if ahead else float("-inf"),
+        "lookahead": (len([i for i in ahead if i < end_of_window]), past[-1]),
+    }
+
+
+def hits_of_best_sets(tokens, capacity, m):
+    """Hits of the best set of each window of m tokens, and uses in these windows."""
+    hits = total = 0
+    for p in range(len(tokens) - m + 1):
+        window = [x for token in tokens[p : p + m] for x in token]
+        counts = sorted((window.count(x) for x in set(window)), reverse=True)
+        hits += sum(counts[:capacity])
+        total += len(window)
+    return hits, total

@@ -181,20 +181,23 @@ def _lfu(ids, starts, num_ids, new_hits):
     ranking = np.empty(num_ids + 1, np.int32)
     count = np.zeros(num_ids, np.int32)
     last_use = np.zeros(num_ids, np.int64)
-    at_least = np.zeros(len(ids) + 3, np.int64)
+    at_least = np.zeros(len(starts) + 2, np.int64)
+    rank_of = np.empty(num_ids, np.int32)
     run_first = np.empty(num_ids + 1, np.int64)
     run_last = np.empty(num_ids + 1, np.int64)
     runs = 0
     height = 0
     for t in range(len(starts) - 1):
         first_uses = 0
+        for place in range(height):
+            rank_of[ranking[place]] = place
         for i in range(starts[t], starts[t + 1]):
             x = ids[i]
             if count[x] == 0:
                 new_hits[height + first_uses] += 1
                 first_uses += 1
                 continue
-            rank = _rank(x, ranking, count, last_use, at_least)
+            rank = rank_of[x]
             # The last run that ends at the rank or below it is the only one that can hold it.
             lo, hi = 0, runs
             while lo < hi:
@@ -214,7 +217,15 @@ def _lfu(ids, starts, num_ids, new_hits):
                 rank = height
                 height += 1
             else:
-                rank = _rank(x, ranking, count, last_use, at_least)
+                # Those before it in this token may have moved past it; bisect by recency.
+                rank = max(rank_of[x], at_least[count[x] + 1])
+                beyond = min(rank_of[x] + i - starts[t] + 1, at_least[count[x]])
+                while beyond - rank > 1:
+                    middle = (rank + beyond) // 2
+                    if last_use[ranking[middle]] >= last_use[x]:
+                        rank = middle
+                    else:
+                        beyond = middle
             # What is displaced sorts itself on its way down to the place that x leaves.
             while runs and run_last[runs - 1] <= rank:
                 runs -= 1
@@ -233,20 +244,6 @@ def _lfu(ids, starts, num_ids, new_hits):
                 run_first[runs] = 0
                 run_last[runs] = new_rank
                 runs += 1
-
-
-@njit(cache=True, nogil=True)
-def _rank(x, ranking, count, last_use, at_least):
-    """Place of an expert in the ranking, by bisection within those of the same count."""
-    lo, hi = at_least[count[x] + 1], at_least[count[x]]
-    moment = last_use[x]
-    while hi - lo > 1:
-        mid = (lo + hi) // 2
-        if last_use[ranking[mid]] >= moment:
-            lo = mid
-        else:
-            hi = mid
-    return lo
 
 
 @njit(cache=True, nogil=True)
@@ -354,7 +351,6 @@ def _take(experts_of_token, before, after, height, keys, bound, depth):
             keys[hole] = carried
             bound[hole >> BLOCK_BITS] = min(bound[hole >> BLOCK_BITS], carried)
         keys[0] = after[j]
-        bound[0] = min(bound[0], after[j])
         touched = max(touched, hole + 1)
     mask = (np.int64(1) << _bits(len(depth))) - 1
     for place in range(touched):
@@ -366,14 +362,14 @@ def _take(experts_of_token, before, after, height, keys, bound, depth):
 def _sink(keys, bound, hole):
     """Carry the top down to a hole, the lower key moving on at each place; return what arrives.
 
-    `bound` holds a lower bound for each block. Keys that stay in place only grow, so a bound may
-    lag behind but never lies; blocks that cannot hold a key lower than the carried are passed by.
+    `bound` holds a lower bound for each block (of the first one, but for the top). Keys that stay
+    in place only grow, so a bound may lag behind but never lies; blocks that cannot hold a key
+    lower than the carried are passed by.
     """
     carried = keys[0]
     place = 1
-    while place < hole:
-        block = place >> BLOCK_BITS
-        end = min((block + 1) << BLOCK_BITS, hole)
+    for block in range(hole >> BLOCK_BITS):
+        end = (block + 1) << BLOCK_BITS
         if bound[block] < carried:
             lowest = HIGHEST
             for i in range(place, end):
@@ -382,9 +378,13 @@ def _sink(keys, bound, hole):
                 carried = min(resident, carried)
                 keys[i] = stays
                 lowest = min(lowest, stays)
-            if end < hole:
-                bound[block] = lowest
+            bound[block] = lowest
         place = end
+    if bound[hole >> BLOCK_BITS] < carried:
+        for i in range(place, hole):
+            resident = keys[i]
+            keys[i] = max(resident, carried)
+            carried = min(resident, carried)
     return carried
 
 
