@@ -313,7 +313,7 @@ def ship(out: Path = Path("runs/toys"), data: Path = toys.DATA) -> list[tuple[st
         if target.is_file() and target.stat().st_mtime > (run / "model").stat().st_mtime:
             continue
         trace = record(load_model(str(run / "model")).model, texts, progress=False)
-        token_counts(trace).save(data / "counts" / target.name)
+        token_counts(trace, min_count=20).save(data / "counts" / target.name)
         shutil.copyfile(run / "losses.csv", data / "losses" / f"{name}-{seed}.csv")
         if (name, seed) == ("baseline", 0):
             shutil.copytree(run / "model", data / name, dirs_exist_ok=True)
