@@ -8,11 +8,12 @@ which starts at (0, 0), is straight between the sizes that are known, and is lev
 import numpy as np
 import pandas as pd
 
+from lrc import published
 from lrc.cache import hit_rates, sch
 from lrc.errors import LrcError
 from lrc.trace import Trace
 
-__all__ = ["at_ratios", "bends", "compare", "over_layers", "smallest"]
+__all__ = ["at_ratios", "bends", "compare", "of_published_models", "over_layers", "smallest"]
 
 _RATES = ("hit_rate", "ci_low", "ci_high")
 _POINT = ("cache_size", "cache_ratio", *_RATES)
@@ -60,6 +61,52 @@ def compare(
             part = hit_rates(trace, policy, **options)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def of_published_models(segment_length: int = 16) -> pd.DataFrame:
+    """Published curves of the paper's 20 models, in the form of `compare`.
+
+    All of one vintage, "HEAD" (see `lrc.published`): SCH with look-ahead, and the policies under
+    the contract "paper", with one cache shared by all layers.
+
+    Parameters
+    ----------
+    segment_length : {4, 16, 64, 256}
+        Tokens that SCH knows in advance.
+
+    Returns
+    -------
+    DataFrame
+        model (a key of `lrc.published`; of encoder-decoder models with the part behind it, such as
+        "nllb decoder"), policy ("sch", "lru", "lfu", "belady"), cache_ratio, hit_rate. Read from
+        figures up to ratio 4; the size at which every expert has a slot, and the hit rate is 1,
+        is added.
+
+    Raises
+    ------
+    LrcError
+        A segment length that was not published.
+    """
+    models = published.table("models").set_index("key")
+    bounds = published.table("sch_model", vintage="HEAD")
+    lengths = sorted(bounds["seg_len"].unique().tolist())
+    if segment_length not in lengths:
+        raise LrcError(f"segment_length is {segment_length!r}, but published are only {lengths}")
+    bounds = bounds[bounds["seg_len"] == segment_length].assign(policy="sch")
+    replayed = published.table("chr_model", vintage="HEAD")
+    table = pd.concat(
+        [bounds.rename(columns={"sch": "hit_rate"}), replayed], ignore_index=True
+    ).rename(columns={"rho": "cache_ratio"})
+    table["policy"] = table["policy"].str.lower()
+
+    end = table.drop_duplicates(["model", "is_decoder", "policy"])
+    everything = end["model"].map(models["experts"] / models["top_k"])
+    table = pd.concat([table, end.assign(cache_ratio=everything, hit_rate=1.0)])
+    table = table.drop_duplicates(["model", "is_decoder", "policy", "cache_ratio"])
+    parts = table.groupby("model")["is_decoder"].transform("nunique")
+    part = table["is_decoder"].map({0: " encoder", 1: " decoder"}).where(parts > 1, "")
+    table["model"] = table["model"] + part
+    return table[["model", "policy", "cache_ratio", "hit_rate"]].reset_index(drop=True)
 
 
 def over_layers(table: pd.DataFrame) -> pd.DataFrame:

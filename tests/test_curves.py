@@ -67,6 +67,41 @@ class TestCompare:
             curves.compare(lrc.Trace([[[[0]]]], 2), ["fifo"])
 
 
+class TestOfPublishedModels:
+    def test_holds_the_published_points(self):
+        table = curves.of_published_models(64)
+        assert table["policy"].unique().tolist() == ["sch", "lru", "lfu", "belady"]
+        assert table["model"].nunique() == 22  # 20 models, two of them with two parts
+        sch = lrc.published.table("sch_model", vintage="HEAD").query("seg_len == 64")
+        lru = lrc.published.table("chr_model", vintage="HEAD").query("policy == 'LRU'")
+        for policy, value, source in (("sch", "sch", sch), ("lru", "hit_rate", lru)):
+            for model, name, decoder in (("olmoe", "olmoe", 1), ("nllb", "nllb encoder", 0)):
+                rows = source[(source["model"] == model) & (source["is_decoder"] == decoder)]
+                mine = table[(table["model"] == name) & (table["policy"] == policy)]
+                mine = mine[mine["cache_ratio"] <= 4].sort_values("cache_ratio")
+                assert mine["cache_ratio"].tolist() == rows.sort_values("rho")["rho"].tolist()
+                assert mine["hit_rate"].tolist() == rows.sort_values("rho")[value].tolist()
+
+    def test_ends_where_every_expert_has_a_slot(self):
+        table = curves.of_published_models()
+        last = table.sort_values("cache_ratio").groupby(["model", "policy"]).last()
+        assert (last["hit_rate"] == 1).all()
+        assert last.loc[("jetmoe", "lru"), "cache_ratio"] == 4
+        assert last.loc[("switch decoder", "sch"), "cache_ratio"] == 128
+        assert not table.duplicated(["model", "policy", "cache_ratio"]).any()
+
+    def test_is_of_one_vintage(self):
+        table = curves.at_ratios(curves.of_published_models(), 2)
+        mixtral = table[(table["model"] == "mixtral") & (table["policy"] == "sch")]
+        ends = lrc.published.table("sch_rho2_ci", vintage="HEAD")
+        [end] = ends.query("model == 'mixtral' and seg_len == 16").to_dict("records")
+        assert end["ci_lo"] <= mixtral["hit_rate"].item() <= end["ci_hi"]
+
+    def test_names_the_segment_lengths_there_are(self):
+        with pytest.raises(lrc.LrcError, match=r"\[4, 16, 64, 256\]"):
+            curves.of_published_models(10)
+
+
 class TestOverLayers:
     def test_adds_slots_and_averages_rates(self):
         low, high = curve(0.2, 1.0, layer=0, policy="lru"), curve(0.6, 1.0, layer=1, policy="lru")
