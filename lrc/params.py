@@ -114,8 +114,8 @@ def resolve_trace(source: str, *, parameter: str = "trace"):
     Parameters
     ----------
     source
-        ``toy:NAME`` or ``toy:NAME:SEED``, a shipped trace of a toy model; or the path of a file:
-        a trace written by `Trace.save`, or a log of any format that `lrc.load_routes` reads.
+        ``toy:NAME`` or ``toy:NAME:SEED``, a shipped trace of a toy model; or the path of a trace
+        that `Trace.save` or `lrc.record` wrote.
     parameter
         Name of the parameter, for the error message.
 
@@ -138,11 +138,10 @@ def resolve_trace(source: str, *, parameter: str = "trace"):
             f"{parameter}: there is no file {text!r} in {Path.cwd()}; give the path of a trace "
             "file, or toy:NAME for one of the shipped toy models, such as toy:baseline"
         )
-    import lrc
+    from lrc.trace_file import load_trace
 
     try:
-        load = lrc.load_trace if path.suffix == ".parquet" else lrc.load_routes
-        return load(path)
+        return load_trace(path)
     except LrcError as error:
         raise ParameterError(f"{parameter}: {error}") from error
 
