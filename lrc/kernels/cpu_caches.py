@@ -152,11 +152,11 @@ def _lru(ids, starts, num_ids, new_hits):
     height = 0
     for t in range(len(starts) - 1):
         first_uses = 0
-        for x in ids[starts[t] : starts[t + 1]]:
-            if last_token[x] < 0:
+        for i in range(starts[t], starts[t + 1]):
+            if last_token[ids[i]] < 0:
                 new_hits[height + first_uses] += 1
                 first_uses += 1
-            last_token[x] = t
+            last_token[ids[i]] = t
         kept = 0
         for place in range(height):
             x = stack[place]
@@ -165,8 +165,8 @@ def _lru(ids, starts, num_ids, new_hits):
             else:
                 stack[kept] = x
                 kept += 1
-        for x in ids[starts[t] : starts[t + 1]]:
-            stack[kept] = x
+        for i in range(starts[t], starts[t + 1]):
+            stack[kept] = ids[i]
             kept += 1
         height = kept
 
@@ -262,9 +262,9 @@ def _belady(ids, starts, num_ids, new_hits):
     keys, bound, depth = _empty_stack(num_ids)
     height = 0
     for t in range(len(starts) - 1):
-        uses = slice(starts[t], starts[t + 1])
-        _look_up(ids[uses], depth, height, new_hits)
-        height = _take(ids[uses], key_before[uses], key_after[uses], height, keys, bound, depth)
+        start, stop = starts[t], starts[t + 1]
+        _look_up(ids, start, stop, depth, height, new_hits)
+        height = _take(ids, start, stop, key_before, key_after, id_bits, height, keys, bound, depth)
 
 
 @njit(cache=True, nogil=True)
@@ -282,18 +282,19 @@ def _lookahead(ids, starts, num_ids, new_hits, segment_length):
     keys, bound, depth = _empty_stack(num_ids)
     height = 0
     for t in range(num_tokens):
-        uses = slice(starts[t], starts[t + 1])
-        _look_up(ids[uses], depth, height, new_hits)
-        for i in range(starts[t], starts[t + 1]):
+        start, stop = starts[t], starts[t + 1]
+        _look_up(ids, start, stop, depth, height, new_hits)
+        for i in range(start, stop):
             # Once taken, an expert has this use no longer ahead.
             x = ids[i]
             key_before[i] = key[x]
             ahead = (key[x] >> (id_bits + moment_bits)) - 1
             key[x] = (ahead << moment_bits | i) << id_bits | x
             key_after[i] = key[x]
-        height = _take(ids[uses], key_before[uses], key_after[uses], height, keys, bound, depth)
+        height = _take(ids, start, stop, key_before, key_after, id_bits, height, keys, bound, depth)
         if t + segment_length < num_tokens:
-            for x in ids[starts[t + segment_length] : starts[t + segment_length + 1]]:
+            for i in range(starts[t + segment_length], starts[t + segment_length + 1]):
+                x = ids[i]
                 key[x] += one_ahead
                 if depth[x] >= 0:
                     keys[depth[x]] = key[x]
@@ -318,10 +319,11 @@ def _empty_stack(num_ids):
 
 
 @njit(cache=True, nogil=True)
-def _look_up(experts_of_token, depth, height, new_hits):
-    """Count the hits of one token before its experts are taken."""
+def _look_up(ids, start, stop, depth, height, new_hits):
+    """Count the hits of one token, the uses from start to stop, before any is taken."""
     first_uses = 0
-    for x in experts_of_token:
+    for i in range(start, stop):
+        x = ids[i]
         if depth[x] >= 0:
             new_hits[depth[x]] += 1
         else:
@@ -330,15 +332,15 @@ def _look_up(experts_of_token, depth, height, new_hits):
 
 
 @njit(cache=True, nogil=True)
-def _take(experts_of_token, before, after, height, keys, bound, depth):
-    """Take the experts of one token one after the other; return the new height of the stack.
+def _take(ids, start, stop, before, after, id_bits, height, keys, bound, depth):
+    """Take the uses from start to stop one after the other; return the new height of the stack.
 
-    The stack holds keys, priority above and expert below, so that one minimum moves both;
-    `before` and `after` are those of the experts taken. Depths are set right again at the end.
+    The stack holds keys, priority above and expert (`id_bits`) below, so that one minimum moves
+    both; `before` and `after` are the keys of the experts taken. Depths are set right at the end.
     """
     touched = 0
-    for j in range(len(experts_of_token)):
-        hole = depth[experts_of_token[j]]
+    for j in range(start, stop):
+        hole = depth[ids[j]]
         if hole < 0:
             hole = height
             height += 1
@@ -352,7 +354,7 @@ def _take(experts_of_token, before, after, height, keys, bound, depth):
             bound[hole >> BLOCK_BITS] = min(bound[hole >> BLOCK_BITS], carried)
         keys[0] = after[j]
         touched = max(touched, hole + 1)
-    mask = (np.int64(1) << _bits(len(depth))) - 1
+    mask = (np.int64(1) << id_bits) - 1
     for place in range(touched):
         depth[keys[place] & mask] = place
     return height
@@ -398,13 +400,13 @@ def _static(ids, starts, num_ids, new_hits, segment_length):
     at_least = np.zeros(segment_length + 2, np.int64)
     ends_at = np.zeros(num_ids + 1, np.int64)
     for t in range(num_tokens):
-        for x in ids[starts[t] : starts[t + 1]]:
-            frequency[x] += 1
-            at_least[frequency[x]] += 1
+        for i in range(starts[t], starts[t + 1]):
+            frequency[ids[i]] += 1
+            at_least[frequency[ids[i]]] += 1
         if t >= segment_length:
-            for x in ids[starts[t - segment_length] : starts[t - segment_length + 1]]:
-                at_least[frequency[x]] -= 1
-                frequency[x] -= 1
+            for i in range(starts[t - segment_length], starts[t - segment_length + 1]):
+                at_least[frequency[ids[i]]] -= 1
+                frequency[ids[i]] -= 1
         if t >= segment_length - 1:
             for v in range(1, segment_length + 1):
                 if at_least[v] == 0:
