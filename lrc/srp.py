@@ -7,7 +7,7 @@ active there at least a times; a is one threshold for the whole group of experts
     SRP(E, m) = max over a of  2 * sum of f  /  (m * #{f >= a} + total f),    sum over f >= a,
 
 f being the activations of an expert in a window of m tokens; all windows of all sequences and
-all experts of the group E are pooled (Liu et al., "Not All Models Suit Expert Offloading",
+all experts of the group E are pooled (Liang et al., "Not All Models Suit Expert Offloading",
 Section 2.2; every start position counts, no window crosses a sequence's end).
 
 All of it follows from a histogram of f, in integers: see `lrc.window_counts`, also for corpora
