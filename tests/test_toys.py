@@ -10,7 +10,7 @@ from lrc.toy_training import Preset
 TINY = Preset(steps=4, batch=2)
 
 
-@pytest.fixture()
+@pytest.fixture
 def short_corpus(monkeypatch):
     """Random tokens in place of the embedded corpus, which takes seconds to read."""
     random = np.random.default_rng(0)
