@@ -33,7 +33,7 @@ notebooks: $(READY)
 test: $(READY)
 	@$(RUN) -m ruff check --quiet .
 	@$(RUN) -m ruff format --check --quiet . \
-	  || { echo 'Not formatted; run: $(RUN) -m ruff format .'; $(RUN) -m ruff format --check .; exit 1; }
+	  || { echo 'Not formatted; run: $(RUN) -m ruff format .'; exit 1; }
 	@$(RUN) -m pytest
 
 # A CPU-only torch calls itself 2.x.y+cpu, which other machines could not install; its CUDA
