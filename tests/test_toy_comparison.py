@@ -16,7 +16,7 @@ def runs():
     models = ["baseline"] * 3 + ["no_balance"] * 3 + ["dense_first", "one_shared"]
     table = pd.DataFrame({"model": models, "seed": [0, 1, 2, 0, 1, 2, 0, 0]})
     base = table["model"].map({"baseline": 0.4, "no_balance": 0.6, "dense_first": 0.405})
-    table["srp"] = base.fillna(0.2) + [-0.01, 0, 0.01, 0, 0.01, -0.01, 0, 0]
+    table["srp"] = base.fillna(0.2) + np.array([-1, 0, 1, 0, 1, -1, 0, 0]) / 100
     table["ci_low"], table["ci_high"] = table["srp"] - 0.003, table["srp"] + 0.002
     for name in ("chance", "excess", "activation_sd", "loss"):
         table[name] = table["srp"] / 2 + rng.normal(0, 0.01, len(table))
