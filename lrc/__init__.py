@@ -9,6 +9,7 @@ from lrc.cache import hit_rates, sch
 from lrc.chance import chance, excess, shuffle
 from lrc.errors import LrcError, TraceError
 from lrc.notebook import glue, setup_notebook
+from lrc.origin import decompose, shuffle_labels
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
 from lrc.specialization import specialization
 from lrc.srp import srp, srp_by_position
@@ -37,6 +38,7 @@ __all__ = [
     "chance",
     "check_parameters",
     "correlation",
+    "decompose",
     "excess",
     "glue",
     "hit_rates",
@@ -48,6 +50,7 @@ __all__ = [
     "sch",
     "setup_notebook",
     "shuffle",
+    "shuffle_labels",
     "specialization",
     "srp",
     "srp_by_position",

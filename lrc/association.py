@@ -39,7 +39,7 @@ def correlation(
         Column, such as the model: a correlation for each of its values.
     within : str, optional
         Column, such as the layer: compare only what an expert has above or below the mean of
-        those with the same value.
+        those with the same value, in `given` as well.
     given : str, optional
         Column of numbers, such as the activation rate, to hold fixed: an expert is compared only
         with those in its stratum, `stratum` experts that are next to each other in this column.
@@ -101,7 +101,7 @@ def correlation(
         for measure in measures:
             name = {"measure": measure} if by is None else {by: key, "measure": measure}
             known = group.dropna(subset=[c for c in (measure, outcome, given) if c is not None])
-            strata = _strata(known, given, stratum)
+            strata = _strata(known, given, within, stratum)
             values = _compared(known, measure, outcome, within, strata, ranks)
             # [units, moments]: what is resampled, and sums that a correlation follows from.
             units = _moments(*values.T, np.arange(len(known)) if given is None else strata)
@@ -126,11 +126,15 @@ def correlation(
     return result
 
 
-def _strata(table, given, stratum):
+def _strata(table, given, within, stratum):
     """Number of each row's stratum, neighbours in column `given`; 0 without one."""
     number = np.zeros(len(table), np.int64)
     if given is not None:
-        order = np.argsort(table[given].to_numpy(float), kind="stable")
+        held = table[given].astype(float)
+        if within is not None:
+            held = held - held.groupby(table[within]).transform("mean")
+        # Rounded, so that ties stay ties.
+        order = np.argsort((held / (held.abs().max() or 1)).round(12), kind="stable")
         count = max(len(table) // stratum, 1)
         number[order] = np.arange(len(table)) * count // max(len(table), 1)
     return number

@@ -157,6 +157,11 @@ _OTHERS = (
     (Style("DenseHlf", "#cc79a7", ">"), "dense_half", "sparse2", "DH"),
     (Style("NoLB", "#0072b2", "X"), "no_balance", "nolb", "NB"),
     (Style("OverLB", "#56b4e9", "d"), "over_balance", "overlb", "OB"),
+    # what an expert may specialize in
+    (Style("domain", "#0072b2", "o"), "domain"),
+    (Style("input token", "#d55e00", "s"), "vocabulary_in"),
+    (Style("predicted token", "#009e73", "^"), "vocabulary_predicted"),
+    (Style("next token", "#cc79a7", "D"), "vocabulary_next"),
     # ways to fill a cache
     (Style("LRU", "#0072b2", "o"), "lru"),
     (Style("LFU", "#e69f00", "s"), "lfu"),

@@ -16,13 +16,14 @@ import lrc
 def plain_correlation(rows, within=False, given=False, stratum=8, ranks=False):
     """The definition, in lists of exact fractions: rows are (x, y, layer, rate)."""
     x, y = [Fraction(row[0]) for row in rows], [Fraction(row[1]) for row in rows]
+    rates = [Fraction(row[3]) for row in rows]
     if within:
         layers = [row[2] for row in rows]
-        x, y = less_mean(x, layers), less_mean(y, layers)
+        x, y, rates = less_mean(x, layers), less_mean(y, layers), less_mean(rates, layers)
     strata = [0] * len(rows)
     if given:
         count = max(len(rows) // stratum, 1)
-        for place, row in enumerate(sorted(range(len(rows)), key=lambda i: rows[i][3])):
+        for place, row in enumerate(sorted(range(len(rows)), key=rates.__getitem__)):
             strata[row] = place * count // len(rows)
     if ranks:
         x, y = ranked(x, strata), ranked(y, strata)

@@ -1,0 +1,116 @@
+"""Specialization over many models: the published tables, the toys, and claims about both."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import lrc
+from lrc import specialists, toys
+
+
+def test_published_correlations_come_out_of_the_published_experts():
+    experts = specialists.published_experts()
+    assert len(experts) == 23_648
+    assert {"nllb encoder", "nllb decoder", "switch encoder", "olmoe"} <= set(experts["model"])
+    here = lrc.correlation(experts, specialists.MEASURES[:3], by="model")
+    paper = specialists.published_correlations()
+    both = here.merge(paper, on=["model", "measure"])
+    assert len(both) == len(here) == 22 + 18 + 18
+    assert (both["correlation_x"] - both["correlation_y"]).abs().max() < 1e-4
+    grin = paper.query("model == 'grin' and measure == 'domain'")
+    assert grin["correlation"].round(2).tolist() == [0.82]  # Section 4.2 of the paper
+    assert (paper["measure"] == "vocabulary_next").sum() == 18
+
+
+def table(model, seed=0, experts=400):
+    """Experts whose SRP grows with their use, and with domain specialization at equal use."""
+    random = np.random.default_rng(seed)
+    use, domain = random.random(experts), random.random(experts)
+    columns = {"layer": np.arange(experts) % 4, "expert": np.arange(experts) // 4}
+    columns |= {"activation_rate": use, "domain": domain - 3 * use, "vocabulary_in": -domain}
+    columns |= {name: random.random(experts) for name in specialists.MEASURES[2:]}
+    return pd.DataFrame({"model": model, **columns, "srp": domain / 3 + 3 * use})
+
+
+def test_compare_holds_equal_what_it_says():
+    found = specialists.compare(table("Baseline")).set_index(["measure", "compared"])
+    domain = found.loc["domain"]
+    assert domain.loc["all experts", "correlation"] < -0.8
+    assert domain.loc["same use", "correlation"] > 0.8
+    assert domain.loc["same use and layer", "correlation"] > 0.8
+    # A layer of its own SRP changes nothing of what is compared within layers.
+    moved = table("Baseline")
+    moved.loc[moved["layer"] == 0, ["srp", "domain"]] += [50, -50]
+    moved = specialists.compare(moved, ["domain"]).set_index("compared")
+    assert moved.loc["same use", "correlation"] < -0.8
+    assert moved.loc["same use and layer", "correlation"] == pytest.approx(
+        domain.loc["same use and layer", "correlation"]
+    )
+    assert (domain["ci_low"] <= domain["correlation"]).all()
+    assert list(found.index.levels[0].sort_values()) == sorted(specialists.MEASURES)
+    alone = specialists.compare(table("Baseline").drop(columns=list(specialists.MEASURES)))
+    assert alone.empty
+
+
+def test_tally_counts_signs():
+    compared = pd.DataFrame(
+        {
+            "measure": ["vocabulary_in"] * 2 + ["domain"] * 3,
+            "compared": "all experts",
+            "correlation": [-0.1, -0.5, 0.2, 0.4, -0.1],
+            "ci_low": [-0.3, -0.6, 0.1, -0.1, -0.2],
+            "ci_high": [0.1, -0.4, 0.3, 0.6, 0.1],
+        }
+    )
+    assert specialists.tally(compared).to_numpy().tolist() == [
+        ["domain", "all experts", 3, 2, 1, 0, 0.2],
+        ["vocabulary_in", "all experts", 2, 0, 0, 1, -0.3],
+    ]
+
+
+def test_toy_findings_of_a_family_that_shows_something_else():
+    names = [variant.label for variant in toys.VARIANTS.values()]
+    family = pd.concat([table(name, seed) for seed, name in enumerate(names)])
+    family.loc[family["model"] == "NoLB", "domain"] += 10
+    found = specialists.toy_findings(family).set_index("claim")
+    assert len(found) == 10
+    first = found.loc["domain correlates positively with SRP"]
+    assert first[["paper", "here", "agrees"]].tolist() == ["10 of 10", "0 of 10", "no"]
+    assert first["same_use_and_layer"] == "10 of 10"
+    assert found.loc["input token correlates negatively", "paper"] == "9 of 10"
+    most = found.loc["no balancing loss: most domain-specialized"]
+    assert most.tolist() == ["1 of 1", "1 of 1", "yes", ""]
+    few = specialists.toy_findings(family[family["model"].isin(["Baseline", "1ShrExp"])])
+    assert len(few) == 7  # Extremes are left out while variants are missing.
+    assert few["here"].str.endswith((" of 2", " of 1")).all()
+
+
+def test_toys_are_measured_run_by_run(monkeypatch):
+    traces = {
+        (name, seed): lrc.Trace(
+            np.random.default_rng(seed).permuted(np.tile(np.arange(4), (6, 20, 1, 1)), axis=-1)[
+                ..., :2
+            ],
+            4,
+            datasets=list("aabbcc"),
+            token_ids=np.full((6, 20), 7),
+        )
+        for name, seed in [("baseline", 0), ("baseline", 1), ("no_balance", 0)]
+    }
+    monkeypatch.setattr(toys, "shipped", lambda: list(traces))
+    monkeypatch.setattr(toys, "load_trace", lambda name, seed: traces[name, seed])
+    monkeypatch.setattr(
+        toys, "load_counts", lambda name, seed: lrc.token_counts(traces[name, seed])
+    )
+    every = specialists.toy_experts(4, all_seeds=True)
+    assert every.groupby(["model", "seed"], sort=False).size().to_dict() == {
+        ("Baseline", 0): 4,
+        ("Baseline", 1): 4,
+        ("NoLB", 0): 4,
+    }
+    pd.testing.assert_frame_equal(
+        specialists.toy_experts(4), every[every["seed"] == 0].reset_index(drop=True)
+    )
+    expected = lrc.specialization(traces["baseline", 1], segment_length=4)
+    found = every.query("model == 'Baseline' and seed == 1")["srp"]
+    assert found.tolist() == pytest.approx(expected["srp"].tolist())
