@@ -8,13 +8,17 @@ import pandas as pd
 
 from lrc import published, toys
 from lrc.association import correlation
+from lrc.origin import shuffle_labels
 from lrc.specialization import specialization
+from lrc.trace import Trace
 
 __all__ = [
     "MEASURES",
     "compare",
     "published_correlations",
     "published_experts",
+    "random_domains",
+    "stacks",
     "tally",
     "toy_experts",
     "toy_findings",
@@ -76,6 +80,39 @@ def compare(
     return pd.concat(parts, ignore_index=True)
 
 
+def random_domains(
+    trace: Trace, *, segment_length: int = 16, repeats: int = 20, stratum: int = 8, seed: int = 0
+) -> pd.DataFrame:
+    """What is found of domains when labels are dealt out to the sequences at random.
+
+    Parameters
+    ----------
+    trace : Trace
+    segment_length : int, default 16
+    repeats : int, default 20
+        Times that labels are dealt out.
+    stratum : int, default 8
+        As in `lrc.correlation`.
+    seed : int, default 0
+        Of the first deal.
+
+    Returns
+    -------
+    DataFrame
+        A row for the mean domain specialization, and for its correlation with SRP in each way of
+        `compare`: quantity, real (labels as they are), random (mean over deals) and highest (of all
+        deals). Empty if the trace gives no domain specialization.
+    """
+    rows = [_domains(trace, segment_length, stratum)]
+    if "domain specialization" not in rows[0]:
+        return pd.DataFrame(columns=["quantity", "real", "random", "highest"])
+    for turn in range(seed, seed + repeats):
+        rows.append(_domains(shuffle_labels(trace, seed=turn), segment_length, stratum))
+    real, dealt = pd.Series(rows[0]), pd.DataFrame(rows[1:], columns=list(rows[0]))
+    table = pd.DataFrame({"real": real, "random": dealt.mean(), "highest": dealt.max()})
+    return table.rename_axis("quantity").reset_index()
+
+
 def tally(compared: pd.DataFrame) -> pd.DataFrame:
     """Count over models how correlations turn out.
 
@@ -114,7 +151,7 @@ def published_experts() -> pd.DataFrame:
     """
     table = published.table("experts")
     columns = ["model", "layer", "expert", "activation_rate", "srp", *MEASURES[:3]]
-    return table.assign(model=_stack(table)).rename(columns=_PUBLISHED)[columns]
+    return table.assign(model=stacks(table)).rename(columns=_PUBLISHED)[columns]
 
 
 def published_correlations(toy: bool = False) -> pd.DataFrame:
@@ -137,7 +174,7 @@ def published_correlations(toy: bool = False) -> pd.DataFrame:
         table["model"] = table["model"].map(named)
     else:
         table = published.table("specialization")
-        table["model"] = _stack(table)
+        table["model"] = stacks(table)
     parts = []
     for column, measure in _PUBLISHED.items():
         if measure in MEASURES:
@@ -235,18 +272,34 @@ def toy_findings(experts: pd.DataFrame, *, stratum: int = 8) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def stacks(table: pd.DataFrame) -> pd.Series:
+    """Return the model of each row of a published table, and its stack where it has two.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With columns model and is_decoder.
+    """
+    both = table.groupby("model")["is_decoder"].transform("nunique") > 1
+    stack = table["is_decoder"].map({0: " encoder", 1: " decoder"})
+    return table["model"] + stack.where(both, "")
+
+
+def _domains(trace, segment_length, stratum):
+    """Mean domain specialization and its correlations with SRP, as far as they are defined."""
+    experts = specialization(trace, segment_length=segment_length)
+    if "domain" not in experts:
+        return {}
+    found = compare(experts, ["domain"], bootstrap=0, stratum=stratum)
+    scores = {f"correlation, {row.compared}": row.correlation for row in found.itertuples()}
+    return {"domain specialization": experts["domain"].mean(), **scores}
+
+
 def _wide(table, mean):
     """Correlations with a row per model: what claims are evaluated on."""
     wide = table.set_index(["model", "measure"])["correlation"].unstack()  # noqa: PD010
     # Without a Baseline nothing is above it.
     return wide.assign(mean=mean, baseline=wide["domain"].get("Baseline", float("inf")))
-
-
-def _stack(table):
-    """Name of the model, and of its stack where it has two."""
-    both = table.groupby("model")["is_decoder"].transform("nunique") > 1
-    stack = table["is_decoder"].map({0: " encoder", 1: " decoder"})
-    return table["model"] + stack.where(both, "")
 
 
 def _order(names):

@@ -114,3 +114,36 @@ def test_toys_are_measured_run_by_run(monkeypatch):
     expected = lrc.specialization(traces["baseline", 1], segment_length=4)
     found = every.query("model == 'Baseline' and seed == 1")["srp"]
     assert found.tolist() == pytest.approx(expected["srp"].tolist())
+
+
+def bursts(by_domain, sequences=32, tokens=64, experts=12):
+    """Each sequence prefers experts: those of its domain, or its own."""
+    random = np.random.default_rng(5)
+    domain = np.arange(sequences) % 4
+    taste = random.normal(size=(4 if by_domain else sequences, 1, experts))
+    taste = taste[domain] if by_domain else taste
+    odds = 2 * taste + random.gumbel(size=(sequences, tokens, experts))
+    chosen = np.argsort(-odds, axis=-1)[:, :, None, :3]
+    return lrc.Trace(chosen, experts, datasets=domain.astype(str))
+
+
+def test_random_domains_are_as_good_as_domains_that_mean_nothing():
+    domains, texts = (
+        specialists.random_domains(bursts(by_domain), repeats=10, stratum=4).set_index("quantity")
+        for by_domain in (True, False)
+    )
+    assert list(domains.index) == [
+        "domain specialization",
+        "correlation, all experts",
+        "correlation, same use",
+        "correlation, same use and layer",
+    ]
+    mean = "domain specialization"
+    assert domains.loc[mean, "real"] > 1.5 * domains.loc[mean, "highest"]
+    assert texts.loc[mean, "real"] == pytest.approx(texts.loc[mean, "random"], rel=0.3)
+    assert (texts["highest"] >= texts["random"]).all()
+
+
+def test_random_domains_of_a_trace_without_domains():
+    trace = lrc.Trace(np.zeros((2, 20, 1, 1), int), 3)
+    assert specialists.random_domains(trace).empty
