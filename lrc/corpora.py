@@ -119,6 +119,8 @@ def pack(documents: Iterable[str], tokenizer, length: int = SEQUENCE_LENGTH) -> 
     numpy.ndarray
         int32 array ``[sequences, tokens]``.
     """
+    if tokenizer is None:
+        raise CorpusError("there is no tokenizer: give the one that the model was trained with")
     if tokenizer.eos_token_id is None:
         raise CorpusError("the tokenizer has no end-of-text token: set tokenizer.eos_token first")
     documents = list(documents)

@@ -34,7 +34,7 @@ def setup_notebook(seed: int = 0) -> None:
         sys.modules["transformers"].logging.disable_progress_bar()
         sys.modules["transformers"].logging.set_verbosity_error()
     # They advise of settings that a reader cannot act upon, on stderr, in the middle of a page.
-    for library in ("transformers", "datasets", "huggingface_hub", "torch"):
+    for library in ("transformers", "datasets", "huggingface_hub", "torch", "tqdm"):
         warnings.filterwarnings("ignore", module=library)
 
     # As in charts: more digits would be no news to a reader, and differ between machines.

@@ -122,3 +122,5 @@ def test_bad_arguments_end_in_one_line():
     tokenizer.eos_token_id = None
     with pytest.raises(CorpusError, match="no end-of-text token"):
         corpora.pack(["a"], tokenizer)
+    with pytest.raises(CorpusError, match="there is no tokenizer"):
+        corpora.pack(["a"], None)
