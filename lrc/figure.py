@@ -46,7 +46,7 @@ class Chart:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the figure to a file; its ending (png, pdf, svg) says in which format."""
-        with mpl.rc_context(RC):
+        with drawing():
             self.figure.savefig(path, dpi="figure")
 
     def __repr__(self) -> str:
@@ -72,7 +72,7 @@ class Chart:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         picture = io.BytesIO()
-        with mpl.rc_context(RC):
+        with drawing():
             self.figure.savefig(picture, format="png", dpi="figure", metadata={"Software": None})
         width, height = (round(size * 100) for size in self.figure.get_size_inches())
         png = base64.b64encode(picture.getvalue()).decode("ascii")

@@ -215,7 +215,7 @@ class TestChart:
     def test_the_users_settings_neither_matter_nor_change(self, srp):
         one = srp[srp.segment_length == 16]
         plain = charts.ranking(one, "srp")._repr_mimebundle_()
-        with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "axes.grid": False}):
+        with mpl.rc_context({"font.size": 30, "axes.grid": False, "savefig.bbox": "tight"}):
             before = dict(mpl.rcParams)
             assert charts.ranking(one, "srp")._repr_mimebundle_() == plain
             assert dict(mpl.rcParams) == before
