@@ -8,7 +8,7 @@ from lrc.balance import balance
 from lrc.cache import hit_rates, sch
 from lrc.chance import chance, excess, shuffle
 from lrc.errors import LrcError, TraceError
-from lrc.notebook import glue, setup_notebook
+from lrc.notebook import glue, glue_table, setup_notebook
 from lrc.origin import decompose, shuffle_labels
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
 from lrc.specialization import specialization
@@ -41,6 +41,7 @@ __all__ = [
     "decompose",
     "excess",
     "glue",
+    "glue_table",
     "hit_rates",
     "load_token_counts",
     "load_trace",

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import sys
 import warnings
 from typing import Any
@@ -67,6 +68,30 @@ def glue(**values: Any) -> None:
         prefix = "application/papermill.record/"
         metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
         display({f"{prefix}text/plain": text}, raw=True, metadata=metadata)
+
+
+def glue_table(table, *keys: str, prefix: str = "") -> None:
+    """Keep every number of a table under a name, as `glue` does.
+
+    Parameters
+    ----------
+    table : DataFrame
+    *keys
+        Columns that tell rows apart. A number's name is its row's keys and its column, joined by
+        underscores, which also stand for whatever is no letter or digit.
+    prefix
+        What names begin with. Empty cells are left out.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"model": ["a", "b"], "size ratio": [1.5, 2.0]})
+    >>> lrc.glue_table(table, "model", prefix="toy_")  # toy_a_size_ratio, toy_b_size_ratio
+    """
+    for row in table.to_dict("records"):
+        place = [str(row.pop(key)) for key in keys]
+        for column, value in row.items():
+            if value == value:
+                glue(**{re.sub(r"\W+", "_", prefix + "_".join([*place, column])): value})
 
 
 def _rounded(value: Any) -> Any:

@@ -125,15 +125,20 @@ def tally(compared: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         A row per measure and comparison: measure, compared, models, positive, clearly_positive and
-        clearly_negative (the interval leaves 0 out), and the median correlation.
+        clearly_negative (the interval leaves 0 out), below_domain (correlation lower than that of
+        domain specialization in the same model), and the median correlation.
     """
+    domain = compared[compared["measure"] == "domain"].set_index(["model", "compared"])
+    rivals = compared[["model", "compared"]].join(domain["correlation"], on=["model", "compared"])
     counted = compared.assign(
+        below_domain=compared["correlation"] < rivals["correlation"],
         positive=compared["correlation"] > 0,
         clearly_positive=compared["ci_low"] > 0,
         clearly_negative=compared["ci_high"] < 0,
     )
     groups = counted.groupby(["measure", "compared"], sort=False)
-    result = groups[["positive", "clearly_positive", "clearly_negative"]].sum()
+    counts = ["positive", "clearly_positive", "clearly_negative", "below_domain"]
+    result = groups[counts].sum()
     result.insert(0, "models", groups.size())
     result["median"] = groups["correlation"].median()
     return result.reset_index().sort_values("measure", key=_order, kind="stable", ignore_index=True)

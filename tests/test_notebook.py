@@ -44,6 +44,18 @@ def test_glue_writes_what_myst_nb_reads(monkeypatch):
     }
 
 
+def test_glued_tables_name_every_number(monkeypatch):
+    import pandas as pd
+
+    from lrc import notebook
+
+    kept = {}
+    monkeypatch.setattr(notebook, "glue", lambda **values: kept.update(values))
+    table = pd.DataFrame({"measure": ["input token", "domain"], "size ratio": [1.5, None], "n": 3})
+    notebook.glue_table(table, "measure", prefix="toy_")
+    assert kept == {"toy_input_token_size_ratio": 1.5, "toy_input_token_n": 3, "toy_domain_n": 3}
+
+
 @pytest.mark.parametrize("first", ["import lrc", "import lrc, transformers, datasets, torch"])
 def test_setup_silences_progress_bars_and_seeds(first):
     script = f"""

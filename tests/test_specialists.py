@@ -55,16 +55,17 @@ def test_compare_holds_equal_what_it_says():
 def test_tally_counts_signs():
     compared = pd.DataFrame(
         {
+            "model": ["a", "b", "a", "b", "c"],
             "measure": ["vocabulary_in"] * 2 + ["domain"] * 3,
             "compared": "all experts",
-            "correlation": [-0.1, -0.5, 0.2, 0.4, -0.1],
+            "correlation": [0.3, -0.5, 0.2, 0.4, -0.1],
             "ci_low": [-0.3, -0.6, 0.1, -0.1, -0.2],
             "ci_high": [0.1, -0.4, 0.3, 0.6, 0.1],
         }
     )
     assert specialists.tally(compared).to_numpy().tolist() == [
-        ["domain", "all experts", 3, 2, 1, 0, 0.2],
-        ["vocabulary_in", "all experts", 2, 0, 0, 1, -0.3],
+        ["domain", "all experts", 3, 2, 1, 0, 0, 0.2],
+        ["vocabulary_in", "all experts", 2, 1, 0, 1, 1, -0.1],
     ]
 
 
