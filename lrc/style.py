@@ -89,6 +89,7 @@ AXES = {
     "vocabulary_predicted": Axis("predicted-vocabulary specialization"),
     "vocabulary_next": Axis("next-token specialization"),
     "activation_sd": Axis("standard deviation of activation rates"),
+    "share": Axis("share of SRP above popularity"),
     "load_cv": Axis("load: coefficient of variation"),
 }
 
@@ -162,6 +163,10 @@ _OTHERS = (
     (Style("input token", "#d55e00", "s"), "vocabulary_in"),
     (Style("predicted token", "#009e73", "^"), "vocabulary_predicted"),
     (Style("next token", "#cc79a7", "D"), "vocabulary_next"),
+    # where consistency comes from, besides domains
+    (Style("popularity", QUIET, "x"), "popularity"),
+    (Style("text", "#e69f00", "s"), "text"),
+    (Style("order", "#009e73", "^"), "order"),
     # ways to fill a cache
     (Style("LRU", "#0072b2", "o"), "lru"),
     (Style("LFU", "#e69f00", "s"), "lfu"),
@@ -228,6 +233,7 @@ def styles(names: list, column: str | None = None) -> dict[object, Style]:
     found = {name: style(name) for name in names}
     unknown = [name for name in names if found[name].color == UNKNOWN]
     spare = [UNKNOWN, *_BLUES[2:3], *_ORANGES[3:4], *_GREENS[2:3], *_PURPLES[:1], *_ORANGES[:1]]
+    spare += [*_BLUES[4:5], INK, *_GREENS[3:], *_PURPLES[2:3]]  # eight domains, and something else
     for place, name in enumerate(unknown):
         found[name] = replace(
             found[name],
