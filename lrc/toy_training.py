@@ -168,10 +168,18 @@ def train(name: str, seed: int = 0, out: Path = Path("runs/toys"), preset: Prese
     if (model_folder / "model.safetensors").is_file():
         return model_folder
     transformers.set_seed(seed)
+    checkpoints = run / "checkpoints"
+    checkpoint = _last_checkpoint(checkpoints)
     with warnings.catch_warnings():
         # Without shared experts their block has width zero, which torch finds worth a warning.
         warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
-        model = transformers.Qwen2MoeForCausalLM(toys.config(name, VOCABULARY))
+        model_class = transformers.Qwen2MoeForCausalLM
+        if checkpoint is None:
+            model = model_class(toys.config(name, VOCABULARY))
+        else:
+            # The trainer reads weights by name, and in a file experts are named one by one: it
+            # would leave those of the model, which are fused, as they were initialised.
+            model = model_class.from_pretrained(checkpoint)
     model.set_experts_implementation("grouped_mm")
 
     class ToyTrainer(transformers.Trainer):
@@ -200,7 +208,7 @@ def train(name: str, seed: int = 0, out: Path = Path("runs/toys"), preset: Prese
     every = max(preset.steps // 10, 1)
     # Threads set by the environment are kept: two runs on one thread each beat one on two.
     arguments = transformers.TrainingArguments(
-        output_dir=str(run / "checkpoints"),
+        output_dir=str(checkpoints),
         max_steps=preset.steps,
         per_device_train_batch_size=preset.batch,
         per_device_eval_batch_size=4,
@@ -231,7 +239,6 @@ def train(name: str, seed: int = 0, out: Path = Path("runs/toys"), preset: Prese
         train_dataset=_dataset(Dataset, training_sequences(preset).token_ids),
         eval_dataset=by_domain,
     )
-    checkpoint = transformers.trainer_utils.get_last_checkpoint(arguments.output_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.evaluate()
     _losses(trainer.state.log_history, name, seed, preset).to_csv(run / "losses.csv", index=False)
@@ -239,8 +246,15 @@ def train(name: str, seed: int = 0, out: Path = Path("runs/toys"), preset: Prese
     model.save_pretrained(partial)
     tokenizer().save_pretrained(partial)
     os.replace(partial, model_folder)
-    shutil.rmtree(arguments.output_dir)
+    shutil.rmtree(checkpoints)
     return model_folder
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the newest whole checkpoint: the trainer writes its state after everything else."""
+    states = folder.glob("checkpoint-*/trainer_state.json")
+    steps = {int(state.parent.name.split("-")[1]): str(state.parent) for state in states}
+    return steps[max(steps)] if steps else None
 
 
 def _dataset(dataset_class, token_ids: np.ndarray):
