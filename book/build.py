@@ -5,6 +5,7 @@ built from a copy of its sources, with those notebooks among them, in `_build/sr
 """
 
 import argparse
+import base64
 import hashlib
 import os
 import re
@@ -133,7 +134,9 @@ def stage(executed: Path) -> None:
             wanted[path.relative_to(ROOT)] = path
     for name in [path.name for path in notebooks()]:
         described = BUILD / "run" / name
-        _write(_with_alt_texts(nbformat.read(executed / name, 4)), described)
+        notebook = nbformat.read(executed / name, 4)
+        wanted.update(_figures(notebook))
+        _write(_with_alt_texts(notebook), described)
         wanted[Path("notebooks") / name] = described
     for name, path in wanted.items():
         target = source / name
@@ -175,6 +178,19 @@ def check_offline(pages: Path) -> None:
         if found := part.search(page.read_text(encoding="utf-8")):
             print("failed")
             raise BuildError(f"{page.relative_to(ROOT)} needs the network: {found.group()[:200]}")
+
+
+def _figures(notebook: nbformat.NotebookNode) -> dict[Path, Path]:
+    """Write a notebook's named figures to files, so that chapters can show them: their places."""
+    written = {}
+    for cell in notebook.cells:
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        pictures = [output.get("data", {}).get("image/png") for output in cell.get("outputs", [])]
+        if name and any(pictures):
+            path = BUILD / "run" / f"{name}.png"
+            path.write_bytes(base64.b64decode(next(filter(None, pictures))))
+            written[Path("book/figures") / path.name] = path
+    return written
 
 
 def _with_alt_texts(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
