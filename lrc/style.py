@@ -89,7 +89,7 @@ AXES = {
     "vocabulary_predicted": Axis("predicted-vocabulary specialization"),
     "vocabulary_next": Axis("next-token specialization"),
     "activation_sd": Axis("standard deviation of activation rates"),
-    "share": Axis("share of SRP above popularity"),
+    "share": Axis("share above popularity"),
     "load_cv": Axis("load: coefficient of variation"),
 }
 
