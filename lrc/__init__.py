@@ -26,7 +26,15 @@ _LAZY: dict[str, str] = {
     "load_model": "lrc.models",
     "record": "lrc.recording",
 }
-_LAZY_MODULES: tuple[str, ...] = ("charts", "corpora", "models", "toys")
+_LAZY_MODULES: tuple[str, ...] = (
+    "architectures",
+    "charts",
+    "contrasts",
+    "corpora",
+    "models",
+    "toy_comparison",
+    "toys",
+)
 
 __all__ = [
     "LrcError",

@@ -121,17 +121,17 @@ class ToyFinding:
 
 
 TOY_FINDINGS = (
-    ToyFinding("no balancing loss raises SRP", "no_balance"),
-    ToyFinding("strong balancing lowers SRP", "over_balance"),
-    ToyFinding("one shared expert lowers SRP", "one_shared"),
-    ToyFinding("two shared experts lower SRP", "two_shared"),
-    ToyFinding("more active experts raise SRP", "more_active"),
-    ToyFinding("fewer active experts lower SRP", "fewer_active"),
-    ToyFinding("fewer, wider experts lower SRP", "fewer_experts"),
-    ToyFinding("a dense first layer raises SRP", "dense_first"),
-    ToyFinding("dense layers in turn raise SRP", "dense_half"),
-    ToyFinding("a dense first layer costs loss", "dense_first", measures=("loss",)),
-    ToyFinding("dense layers in turn cost loss", "dense_half", measures=("loss",)),
+    ToyFinding("no balancing loss: higher", "no_balance"),
+    ToyFinding("strong balancing loss: lower", "over_balance"),
+    ToyFinding("one shared expert: lower", "one_shared"),
+    ToyFinding("two shared experts: lower", "two_shared"),
+    ToyFinding("more active experts: higher", "more_active"),
+    ToyFinding("fewer active experts: lower", "fewer_active"),
+    ToyFinding("fewer, wider experts: lower", "fewer_experts"),
+    ToyFinding("first layer dense: higher", "dense_first"),
+    ToyFinding("every other layer dense: higher", "dense_half"),
+    ToyFinding("first layer dense: higher", "dense_first", measures=("loss",)),
+    ToyFinding("every other layer dense: higher", "dense_half", measures=("loss",)),
 )
 """The paper's statements about its toys that a second family can confirm or not."""
 
