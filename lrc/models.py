@@ -89,7 +89,8 @@ def load_model(
     source = _source(name)
     with _quiet(), _one_line(name):
         config = _config(source, trust_remote_code, revision, options)
-        auto_class = _check_architecture(config, name, trust_remote_code)
+        hub = _hub(revision, options)
+        auto_class = _check_architecture(config, name, source, trust_remote_code, hub)
         if device is None and "device_map" not in options:
             device = _default_device()
         # Before the weights: what is wrong with it shows before they are downloaded.
@@ -158,10 +159,11 @@ def _tokenizer(source, trust_remote_code, revision, options):
     )
 
 
-def _check_architecture(config, name, trust_remote_code):
+def _check_architecture(config, name, source, trust_remote_code, hub):
     """Build the model without weights, look for MoE layers; return the class that loads it."""
     import torch
     import transformers
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     from lrc.moe_layers import RecordError, find_moe_layers
 
@@ -185,8 +187,12 @@ def _check_architecture(config, name, trust_remote_code):
             f"{name}: {type(config).__name__} has no language model class in transformers "
             f"{transformers.__version__}"
         )
+    code = (remote or {}).get(auto_class.__name__)
     with torch.device("meta"):
-        skeleton = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+        if code:  # from_config would run the newest code rather than that of the revision.
+            skeleton = get_class_from_dynamic_module(code, source, **hub)._from_config(config)
+        else:
+            skeleton = auto_class.from_config(config, trust_remote_code=False)
     try:
         find_moe_layers(skeleton)
     except RecordError as error:

@@ -191,6 +191,35 @@ def test_code_for_transformers_4_is_refused(copied):
     assert lrc.load_model(copied).model.config.model_type == "qwen2_moe"
 
 
+def test_code_of_the_repository(copied):
+    """It runs if it is trusted, the same each time."""
+    source = "from transformers import Qwen2MoeForCausalLM\n\n\nclass Own(Qwen2MoeForCausalLM):\n"
+    (copied / "modeling_own.py").write_text(source + "    pass\n")
+    edit_config(copied, auto_map={"AutoModelForCausalLM": "modeling_own.Own"})
+    for _ in range(2):
+        assert type(lrc.load_model(copied, trust_remote_code=True).model).__name__ == "Own"
+    assert type(lrc.load_model(copied).model).__name__ == "Qwen2MoeForCausalLM"
+
+
+def test_code_is_of_the_revision(monkeypatch):
+    """Who pins a commit runs the code of that commit, also before any weights are fetched."""
+    config = transformers.PreTrainedConfig(
+        auto_map={"AutoModelForCausalLM": "owner/model--modeling.Own"},
+        transformers_version="5.1.0",
+    )
+    fetched = []
+
+    def file(*names, **options):
+        fetched.append((names, options["revision"]))
+        raise OSError("not there")
+
+    monkeypatch.setattr(lrc.models, "_config", lambda *_: config)
+    monkeypatch.setattr("transformers.dynamic_module_utils.cached_file", file)
+    with pytest.raises(lrc.ModelError):
+        lrc.load_model("owner/model", trust_remote_code=True, revision="0123abc")
+    assert fetched == [(("owner/model", "modeling.py"), "0123abc")]
+
+
 def test_chatter_is_as_before(saved):
     logger = transformers.logging
     before = logger.get_verbosity(), logger.is_progress_bar_enabled()
