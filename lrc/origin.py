@@ -88,6 +88,8 @@ def decompose(
     A domain is known by its sequences only, and any few sequences together, domain or not, prefer
     some experts. What they prefer by that alone is due to texts and counted there.
     """
+    if repeats < 1:
+        raise LrcError(f"repeats is {repeats!r}, but there must be at least one shuffle")
     domains = trace.datasets is not None and len(trace.dataset_names) > 1
     rungs = {"all": 0, "dealt": 0, "domain": 0, "sequence": 0}
     for turn in range(seed, seed + repeats):

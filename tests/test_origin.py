@@ -71,3 +71,9 @@ def test_labels_are_dealt_out_anew_and_nothing_else_changes():
     assert dealt.equals(lrc.shuffle_labels(trace, seed=3))
     with pytest.raises(lrc.LrcError, match="no labels to shuffle"):
         lrc.shuffle_labels(lrc.Trace([[[[0]]]], 2))
+
+
+def test_wants_a_shuffle():
+    trace = lrc.Trace([[[[0]], [[1]]]], num_experts=2)
+    with pytest.raises(lrc.LrcError, match="repeats is 0"):
+        lrc.decompose(trace, 2, repeats=0)
