@@ -81,7 +81,10 @@ class TokenCounts:
                 "frequent ones (counts.frequent)"
             )
         both = pd.concat([self.table, other.table])
-        table = both.groupby(_KEY, as_index=False)["count"].sum().astype(_COLUMNS)
+        table = both.groupby(_KEY, as_index=False)["count"].sum()
+        if table["count"].max() > np.iinfo(_COLUMNS["count"]).max:
+            raise LrcError("a token id was counted more than 2,147,483,647 times: keep parts apart")
+        table = table.astype(_COLUMNS)
         return TokenCounts(table, *mine)
 
     def share(self, kind: str) -> pd.DataFrame:

@@ -219,6 +219,10 @@ def test_counts_are_checked():
         lrc.specialization(example(num_experts=4), segment_length=2, counts=counts)
     with pytest.raises(lrc.LrcError, match="cannot be added"):
         counts + counts
+    many = lrc.token_counts(example())
+    many.table["count"] = np.int32(2_000_000_000)
+    with pytest.raises(lrc.LrcError, match=r"more than 2,147,483,647 times"):
+        many + many
     with pytest.raises(lrc.LrcError, match="do not fit together"):
         lrc.token_counts(example()) + lrc.token_counts(example(predicted_ids=None))
     with pytest.raises(lrc.LrcError, match="kind 'out' was not counted"):
