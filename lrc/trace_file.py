@@ -78,6 +78,7 @@ class TraceWriter:
             raise TraceError(f"{self.path}: a folder; name a file in it")
         self._first = None
         self._parquet = None
+        self._temporary = None
         self._sequence_length = 0
         self._checksums = []
 
@@ -130,6 +131,7 @@ class TraceWriter:
         if self._parquet is not None:
             with suppress(OSError, pa.ArrowException):
                 self._parquet.close()
+        if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
 
     def _open(self, trace):

@@ -299,6 +299,15 @@ def test_others_read_the_columns(tmp_path):
     assert header["meta"] == trace.meta
 
 
+def test_nothing_is_left_where_writing_cannot_begin(tmp_path):
+    with (
+        patch.object(trace_file.pq, "ParquetWriter", side_effect=OSError("disk full")),
+        pytest.raises(OSError, match="disk full"),
+    ):
+        small().save(tmp_path / "trace.parquet")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_older_file_is_still_read():
     trace = lrc.load_trace(GOLDEN)
     assert trace.shape == (68, 80, 3, 2)
