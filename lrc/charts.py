@@ -88,7 +88,8 @@ def lines(
             for mark in axis(x).marks if marks is None else marks:
                 axes.axvline(mark, color=QUIET, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
         scale(grid, table, x, y)
-        named = [key for key in groups if drawn[key].color != FAINT]
+        known = set(table.dropna(subset=[y])[group]) if group is not None else {None}
+        named = [key for key in groups if drawn[key].color != FAINT and key in known]
         if group is None or len(panels) == 1:
             heading(figure, title)
         if group is not None and len(panels) == 1:

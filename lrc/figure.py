@@ -123,6 +123,8 @@ def emphasis(groups: list, column: str | None, highlight: Sequence | None) -> di
         return {None: Style("", "#0072b2")}
     if highlight is None:
         return styles(groups, column)
+    if not len(highlight):
+        raise LrcError("highlight names no group: leave it out to draw all in colour")
     unknown = [key for key in highlight if key not in groups]
     if unknown:
         raise LrcError(f"cannot highlight {unknown[0]!r}: the table has {groups}")

@@ -56,6 +56,9 @@ def routing_map(
                 f"got {ids.dtype} {list(ids.shape)}"
             )
     count = num_experts or 1 + max(int(ids.max(initial=0)) for ids in panels.values())
+    for ids in panels.values():
+        if ids.max(initial=-1) >= count:
+            raise LrcError(f"expert {ids.max()} is drawn, but num_experts is {count}")
     height = min(3.4, 0.55 + 0.085 * max(count, 10))
     extra = 0.55 if words is not None else 0
     looks = styles([name for name in panels if name is not None])

@@ -276,6 +276,20 @@ class TestErrors:
         with pytest.raises(lrc.LrcError, match="cannot highlight 'gpt'"):
             charts.lines(srp, "segment_length", "srp", group="model", highlight=["gpt"])
 
+    def test_nothing_highlighted(self, srp):
+        with pytest.raises(lrc.LrcError, match="highlight names no group"):
+            charts.lines(srp, "segment_length", "srp", group="model", highlight=[])
+
+    def test_line_without_numbers_has_no_name(self):
+        numbers = [0.1, 0.2, np.nan, np.nan]
+        table = pd.DataFrame({"x": [1, 2] * 2, "srp": numbers, "g": list("aabb")})
+        chart = charts.lines(table, "x", "srp", group="g")
+        assert [text.get_text() for text in chart.figure.axes[0].texts] == ["a"]
+
+    def test_routing_map_of_more_experts_than_there_are(self):
+        with pytest.raises(lrc.LrcError, match="expert 5 is drawn, but num_experts is 4"):
+            charts.routing_map(np.array([[0, 5]]), 4)
+
     def test_routing_map_of_a_whole_trace(self):
         with pytest.raises(
             lrc.LrcError, match=r"expert ids \[tokens, top_k\].*int64 \[1, 2, 3, 4\]"
