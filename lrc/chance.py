@@ -231,6 +231,8 @@ def _rates(source, segment_lengths, by_dataset):
                 "chance needs a Trace, a table of activation rates, or (num_experts, top_k), "
                 f"but got {type(source).__name__}"
             ) from None
+        if not isinstance(num_experts, int | np.integer) or num_experts < 1:
+            raise LrcError(f"num_experts is {num_experts!r}, but must be a whole number from 1 on")
         rates = pd.DataFrame({"layer": 0, "expert": range(num_experts)})
         rates["activation_rate"] = top_k / num_experts
     wrong = ~rates["activation_rate"].between(0, 1)

@@ -230,6 +230,8 @@ def test_bad_arguments_are_explained():
         (64, r"\(num_experts, top_k\), but got int"),
         ((64, 8, 2), "but got tuple"),
         ((8, 64), "an activation rate is 8.0"),
+        ((64.0, 8), "num_experts is 64.0"),
+        ((0, 1), "num_experts is 0"),
     ]:
         with pytest.raises(lrc.LrcError, match=message):
             lrc.chance(source)
