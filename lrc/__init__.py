@@ -31,7 +31,9 @@ _LAZY_MODULES: tuple[str, ...] = (
     "charts",
     "contrasts",
     "corpora",
+    "curves",
     "models",
+    "specialists",
     "toy_comparison",
     "toys",
 )
@@ -66,6 +68,11 @@ __all__ = [
     "token_counts",
     *_LAZY,
 ]
+
+
+def __dir__() -> list[str]:
+    # So that completion offers what is not loaded yet.
+    return sorted({*globals(), *__all__, *_LAZY_MODULES})
 
 
 def __getattr__(name: str):

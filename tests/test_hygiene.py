@@ -158,6 +158,9 @@ def test_every_public_name_is_in_the_api_reference():
 def test_public_names_exist_and_are_explained():
     for name in lrc.__all__:
         assert getattr(lrc, name).__doc__, name
+    for name in lrc._LAZY_MODULES:
+        assert getattr(lrc, name).__name__ == f"lrc.{name}"
+    assert set(lrc.__all__) | set(lrc._LAZY_MODULES) <= set(dir(lrc))
 
 
 def test_the_figures_of_a_page_are_under_the_pages_control():
