@@ -2,7 +2,8 @@
 
 The embedded corpus needs no network and ships no text: it is read from the Python packages that
 this project installs anyway (source, headers, documentation, translations, licences), plus
-mathematics generated from a seed. The same pinned packages give the same text everywhere.
+mathematics generated from a seed. The same pinned packages give the same text everywhere, but for
+a few Python sources that newer versions of Python print differently.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ def embedded(split: str = "train", domains: Iterable[str] = DOMAINS) -> dict[str
     """
     if split not in ("train", "held-out"):
         raise CorpusError(f"split {split!r} is unknown: use 'train' or 'held-out'")
+    domains = tuple(domains)
     unknown = [domain for domain in domains if domain not in DOMAINS]
     if unknown:
         raise CorpusError(
@@ -212,7 +214,9 @@ def _enough(documents: list[str], tokens: int) -> Iterator[str]:
 def _local(path: Path) -> dict[str, list[str]]:
     if not path.exists():
         raise CorpusError(f"no corpus at {path}: give 'embedded', a text file or a folder")
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
     texts: dict[str, list[str]] = {}
     for file in files:
         for domain, document in _read(file):
@@ -228,7 +232,8 @@ def _read(file: Path) -> Iterator[tuple[str, str]]:
 
             rows = pd.read_parquet(file).to_dict("records")
         elif suffix in (".jsonl", ".ndjson"):
-            lines = file.read_text("utf-8").splitlines()
+            # Not splitlines, which also splits at separators that JSON strings may contain.
+            lines = file.read_text("utf-8").split("\n")
             rows = [json.loads(line) for line in lines if line.strip()]
         elif suffix in (".txt", ".md", ".rst", ""):
             rows = [{"text": file.read_text("utf-8")}]
@@ -241,7 +246,8 @@ def _read(file: Path) -> Iterator[tuple[str, str]]:
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise CorpusError(f"{file}: record {number} has no string field 'text'")
-        yield str(row.get("dataset", file.stem)), row["text"]
+        label = row.get("dataset")
+        yield file.stem if label is None else str(label), row["text"]
 
 
 # --- the embedded corpus ---------------------------------------------------------------------

@@ -73,8 +73,10 @@ def test_pack_concatenates_closes_and_cuts():
 
 def test_local_files_become_domains(tmp_path):
     (tmp_path / "prose.txt").write_text("a" * 40)
-    records = [{"text": "b" * 30}, {"text": "c" * 30, "dataset": "other"}]
-    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, records)))
+    records = [{"text": "b\u2028" * 15, "dataset": None}, {"text": "c" * 30, "dataset": "other"}]
+    lines = (json.dumps(record, ensure_ascii=False) for record in records)
+    (tmp_path / "mixed.jsonl").write_text("\n".join(lines), "utf-8")
+    (tmp_path / ".hidden").write_bytes(b"\xff")
     pd.DataFrame({"text": ["d" * 50]}).to_parquet(tmp_path / "table.parquet")
     packed = corpora.sequences(Characters(), tmp_path, per_domain=3, length=10)
     assert packed.datasets == sum(((d,) * 3 for d in ("mixed", "other", "prose", "table")), ())
