@@ -20,6 +20,7 @@ import torch
 
 from lrc import corpora, toys
 from lrc.trace import Trace
+from lrc.trace_file import TraceWriter
 
 TOKENIZER = toys.DATA / "tokenizer.json"
 VOCABULARY = 2048
@@ -338,9 +339,11 @@ def ship(out: Path = Path("runs/toys"), data: Path = toys.DATA) -> list[tuple[st
             "corpus": "embedded corpus, held-out",
             "fingerprint": corpora.Sequences(part.token_ids, tuple(part.datasets)).fingerprint(),
         }
-        Trace(
+        shipped = Trace(
             part.experts, part.num_experts, lengths=part.lengths, datasets=part.datasets, meta=meta
-        ).save(target)
+        )
+        with TraceWriter(target, compression_level=19) as writer:
+            writer.append(shipped)
     return runs
 
 
