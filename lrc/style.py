@@ -174,6 +174,8 @@ _OTHERS = (
     (Style("SCH", "#009e73", "^"), "sch", "lookahead", "future_window_cache"),
     (Style("SCH, static", "#cc79a7", "v"), "static", "segment_static_optimal"),
     (Style("chance", QUIET, "x", ":"), "chance"),
+    # seeds lie close to each other: upright ticks stay apart
+    (Style("each seed", "#0072b2", "|"),),
 )
 
 
