@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from lrc.arguments import check_trace
 from lrc.errors import LrcError
 from lrc.kernels.cpu_balance import window_loads
 from lrc.trace import Trace
@@ -95,6 +96,7 @@ _MEASURES = ("activation_sd", "load_cv", "entropy")
 
 
 def _check(trace, window, level, by_dataset, segment_length):
+    check_trace(trace)
     if level not in ("layer", "model"):
         raise LrcError(f"level is {level!r}, but must be 'layer' or 'model'")
     if by_dataset and trace.datasets is None:

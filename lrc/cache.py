@@ -14,9 +14,15 @@ corpus may be measured in parts, in any order, on any machine, to the same last 
 or `policy_counts` on each, the sum, then `HitCounts.table`.
 """
 
-import numpy as np
 import pandas as pd
 
+from lrc.arguments import (
+    check_level,
+    check_trace,
+    checked_segment_lengths,
+    dataset_labels,
+    once,
+)
 from lrc.errors import LrcError
 from lrc.hit_counts import DEFINITIONS, POLICIES, HitCounts, HitKind, count, count_and_resample
 from lrc.trace import Trace
@@ -89,7 +95,7 @@ def sch(
     2               4           3          3.0      1.00
     """
     kind = _sch_kind(trace, segment_lengths, level, definition)
-    datasets = _datasets(trace, by_dataset)
+    datasets = dataset_labels(trace, by_dataset)
     counts, intervals = count_and_resample(trace, kind, datasets, bootstrap, confidence, seed)
     return counts.table(intervals)
 
@@ -148,7 +154,7 @@ def hit_rates(
     4  belady           2          2.0       0.6
     """
     kind = _policy_kind(trace, policies, level, replay)
-    datasets = _datasets(trace, by_dataset)
+    datasets = dataset_labels(trace, by_dataset)
     counts, intervals = count_and_resample(trace, kind, datasets, bootstrap, confidence, seed)
     return counts.table(intervals)
 
@@ -169,7 +175,7 @@ def sch_counts(
     >>> sum(parts[1:], parts[0]).table()  # doctest: +SKIP
     """
     kind = _sch_kind(trace, segment_lengths, level, definition)
-    return count(trace, kind, _datasets(trace, by_dataset))
+    return count(trace, kind, dataset_labels(trace, by_dataset))
 
 
 def policy_counts(
@@ -182,25 +188,21 @@ def policy_counts(
 ) -> HitCounts:
     """Partial statistics of `hit_rates` for one shard of a corpus (parameters as there)."""
     kind = _policy_kind(trace, policies, level, replay)
-    return count(trace, kind, _datasets(trace, by_dataset))
+    return count(trace, kind, dataset_labels(trace, by_dataset))
 
 
 def _sch_kind(trace, segment_lengths, level, definition):
-    _check(trace, level)
+    check_trace(trace)
+    check_level(level, LEVELS)
     if definition not in DEFINITIONS:
         raise LrcError(f"definition is {definition!r}, but must be 'lookahead' or 'static'")
-    lengths = np.atleast_1d(np.asarray(segment_lengths))
-    if lengths.dtype.kind not in "iu" or lengths.ndim != 1 or not lengths.size or lengths.min() < 1:
-        raise LrcError(
-            f"segment_lengths is {segment_lengths!r}, but must hold whole numbers of tokens, "
-            "each at least 1, such as (4, 16)"
-        )
-    lengths = _once(lengths.tolist(), "segment_lengths")
+    lengths = checked_segment_lengths(segment_lengths, longest=None)
     return HitKind("segment_length", lengths, definition, level, *_sizes(trace))
 
 
 def _policy_kind(trace, policies, level, replay):
-    _check(trace, level)
+    check_trace(trace)
+    check_level(level, LEVELS)
     if replay != "paper":
         raise LrcError(f"replay is {replay!r}, but must be 'paper', the one contract known here")
     policies = [policies] if isinstance(policies, str) else list(policies)
@@ -210,31 +212,8 @@ def _policy_kind(trace, policies, level, replay):
     for policy in policies:
         if policy not in POLICIES:
             raise LrcError(f"policy {policy!r} is unknown: choose from {known}")
-    return HitKind("policy", _once(policies, "policies"), replay, level, *_sizes(trace))
-
-
-def _check(trace, level):
-    if not isinstance(trace, Trace):
-        hint = "lrc.load_trace reads a file; of a dict of stacks take one, as trace['decoder']"
-        raise LrcError(f"expected a lrc.Trace, not {type(trace).__name__} ({hint})")
-    if level not in LEVELS:
-        raise LrcError(f"level is {level!r}, but must be 'model' or 'layer'")
-
-
-def _once(values, name):
-    if len(set(values)) < len(values):
-        raise LrcError(f"{name} is {values!r}: give each once")
-    return tuple(values)
+    return HitKind("policy", once(policies, "policies"), replay, level, *_sizes(trace))
 
 
 def _sizes(trace):
     return trace.num_layers, trace.num_experts, trace.top_k
-
-
-def _datasets(trace, by_dataset):
-    """Sorted labels, or one empty label for all sequences pooled."""
-    if not by_dataset:
-        return ("",)
-    if trace.datasets is None:
-        raise LrcError("by_dataset needs labels: build the trace with datasets=[...]")
-    return tuple(sorted(trace.dataset_names))

@@ -7,6 +7,7 @@ a token uses. The level that popularity alone gives is the zero to measure from.
 import numpy as np
 import pandas as pd
 
+from lrc.arguments import check_trace, checked_segment_lengths
 from lrc.errors import LrcError
 from lrc.srp import srp
 from lrc.trace import Trace
@@ -72,7 +73,7 @@ def chance(
     [[16.0, 0.3214]]
     """
     _check(measure, level)
-    segment_lengths = _lengths(segment_lengths)
+    segment_lengths = checked_segment_lengths(segment_lengths)
     rates = _rates(source, segment_lengths, by_dataset)
     keys = (["dataset"] if by_dataset else []) + _LEVELS[level]
     missing = [key for key in keys if key not in rates]
@@ -168,6 +169,7 @@ def shuffle(trace: Trace, level: str = "all", *, seed: int = 0) -> Trace:
     LrcError
         Unknown level, or "domain" for a trace without datasets.
     """
+    check_trace(trace)
     if level not in ("all", "domain", "sequence"):
         raise LrcError(f"level is {level!r}, but must be 'all', 'domain' or 'sequence'")
     if level == "domain" and trace.datasets is None:
@@ -200,16 +202,6 @@ def _check(measure, level):
         )
     if level not in _LEVELS:
         raise LrcError(f"level is {level!r}, but must be 'model', 'layer' or 'expert'")
-
-
-def _lengths(segment_lengths):
-    lengths = np.atleast_1d(np.asarray(segment_lengths))
-    if lengths.dtype.kind not in "iu" or not lengths.size or lengths.min() < 1:
-        raise LrcError(
-            f"segment_lengths is {segment_lengths!r}, but must hold whole numbers of tokens, "
-            "each at least 1, such as (4, 16)"
-        )
-    return lengths.tolist()
 
 
 def _rates(source, segment_lengths, by_dataset):

@@ -7,6 +7,7 @@ other. Shuffling does: what SRP loses when tokens change places was due to where
 import numpy as np
 import pandas as pd
 
+from lrc.arguments import check_trace
 from lrc.chance import shuffle
 from lrc.errors import LrcError
 from lrc.srp import srp
@@ -35,6 +36,7 @@ def shuffle_labels(trace: Trace, *, seed: int = 0) -> Trace:
     LrcError
         The trace has no dataset labels.
     """
+    check_trace(trace)
     if trace.datasets is None:
         raise LrcError("there are no labels to shuffle: build the trace with datasets=[...]")
     parts = {name: getattr(trace, name) for name in ("lengths", "token_ids", "predicted_ids")}
@@ -88,6 +90,7 @@ def decompose(
     A domain is known by its sequences only, and any few sequences together, domain or not, prefer
     some experts. What they prefer by that alone is due to texts and counted there.
     """
+    check_trace(trace)
     if repeats < 1:
         raise LrcError(f"repeats is {repeats!r}, but there must be at least one shuffle")
     domains = trace.datasets is not None and len(trace.dataset_names) > 1

@@ -17,6 +17,13 @@ that are measured in parts.
 import numpy as np
 import pandas as pd
 
+from lrc.arguments import (
+    check_level,
+    check_trace,
+    checked_segment_lengths,
+    dataset_groups,
+    dataset_labels,
+)
 from lrc.bootstrap import check_bootstrap, mirrored_interval, resample_weights
 from lrc.kernels.cpu_windows import count_windows, count_windows_by_position
 from lrc.trace import Trace
@@ -24,9 +31,6 @@ from lrc.window_counts import (
     LEVELS,
     SEGMENT_LENGTHS,
     best_router,
-    checked_segment_lengths,
-    dataset_groups,
-    dataset_labels,
     window_counts,
 )
 
@@ -142,7 +146,9 @@ def srp_by_position(
     LrcError
         As `srp`.
     """
-    segment_lengths = checked_segment_lengths(trace, segment_lengths, level, LEVELS[:2])
+    check_trace(trace)
+    check_level(level, LEVELS[:2])
+    segment_lengths = checked_segment_lengths(segment_lengths)
     datasets = dataset_labels(trace, by_dataset)
     groups = dataset_groups(trace, datasets)
     frames = {}

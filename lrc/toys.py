@@ -182,11 +182,7 @@ def load_trace(name: str, seed: int = 0) -> Trace:
     LrcError
         If that variant or seed is not shipped.
     """
-    file = DATA / "traces" / f"{variant(name).name}-{seed}.parquet"
-    if not file.is_file():
-        seeds = [run_seed for run_name, run_seed in shipped() if run_name == name]
-        raise LrcError(f"toy {name!r} has no shipped trace of seed {seed}, only of {seeds}")
-    return trace_file.load_trace(file)
+    return trace_file.load_trace(_shipped_file("traces", name, seed))
 
 
 def load_counts(name: str, seed: int = 0) -> TokenCounts:
@@ -207,11 +203,15 @@ def load_counts(name: str, seed: int = 0) -> TokenCounts:
     LrcError
         If that variant or seed is not shipped.
     """
-    file = DATA / "counts" / f"{variant(name).name}-{seed}.parquet"
+    return vocabulary.load_token_counts(_shipped_file("counts", name, seed))
+
+
+def _shipped_file(folder: str, name: str, seed: int) -> Path:
+    file = DATA / folder / f"{variant(name).name}-{seed}.parquet"
     if not file.is_file():
         seeds = [run_seed for run_name, run_seed in shipped() if run_name == name]
-        raise LrcError(f"toy {name!r} has no shipped token counts of seed {seed}, only of {seeds}")
-    return vocabulary.load_token_counts(file)
+        raise LrcError(f"toy {name!r} has no shipped {folder} of seed {seed}, only of {seeds}")
+    return file
 
 
 def losses() -> pd.DataFrame:

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lrc.arguments import check_trace
 from lrc.errors import LrcError, TraceError
 from lrc.trace import Trace
 
@@ -178,6 +179,7 @@ def token_counts(trace: Trace, *, min_count: int = 1) -> TokenCounts:
     LrcError
         The trace has neither token ids nor predicted ids.
     """
+    check_trace(trace)
     if trace.token_ids is None and trace.predicted_ids is None:
         raise LrcError(
             "the trace has neither token_ids nor predicted_ids: record it with them, or pass "

@@ -9,6 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from lrc.arguments import (
+    check_level,
+    check_trace,
+    checked_segment_lengths,
+    dataset_groups,
+    dataset_labels,
+)
 from lrc.errors import LrcError
 from lrc.kernels.cpu_windows import best_thresholds, bin_slices, count_windows
 from lrc.trace import Trace
@@ -108,7 +115,9 @@ def window_counts(
     >>> parts = [window_counts(shard, level="layer") for shard in shards]  # doctest: +SKIP
     >>> sum(parts[1:], parts[0]).table()  # doctest: +SKIP
     """
-    segment_lengths = checked_segment_lengths(trace, segment_lengths, level, LEVELS)
+    check_trace(trace)
+    check_level(level, LEVELS)
+    segment_lengths = checked_segment_lengths(segment_lengths)
     datasets = dataset_labels(trace, by_dataset)
     groups = dataset_groups(trace, datasets)
     counts = count_windows(
@@ -147,37 +156,3 @@ def best_router(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     best = best_thresholds(np.ascontiguousarray(histogram).reshape(-1, histogram.shape[-1]))
     score, size_ratio, activation_rate = best.T.reshape(3, *shape)
     return score, size_ratio, activation_rate
-
-
-def checked_segment_lengths(trace, segment_lengths, level, levels):
-    """Segment lengths as a tuple, once all arguments are known to be right."""
-    if not isinstance(trace, Trace):
-        hint = "lrc.load_trace reads a file; of a dict of stacks take one, as trace['decoder']"
-        raise LrcError(f"expected a lrc.Trace, not {type(trace).__name__} ({hint})")
-    if level not in levels:
-        raise LrcError(f"level is {level!r}, but must be one of {', '.join(map(repr, levels))}")
-    lengths = np.atleast_1d(np.asarray(segment_lengths))
-    if lengths.dtype.kind not in "iu" or lengths.ndim != 1 or not lengths.size or lengths.min() < 1:
-        raise LrcError(
-            f"segment_lengths is {segment_lengths!r}, but must hold whole numbers of tokens, "
-            "each at least 1, such as (4, 16)"
-        )
-    if len(set(lengths.tolist())) < len(lengths):
-        raise LrcError(f"segment_lengths is {segment_lengths!r}: give each length once")
-    return tuple(lengths.tolist())
-
-
-def dataset_labels(trace, by_dataset):
-    """Sorted labels, or one empty label for all sequences pooled."""
-    if not by_dataset:
-        return ("",)
-    if trace.datasets is None:
-        raise LrcError("by_dataset needs labels: build the trace with datasets=[...]")
-    return tuple(trace.dataset_names)
-
-
-def dataset_groups(trace, datasets):
-    """Number of each sequence's dataset among `datasets`: int64 array [sequences]."""
-    if datasets == ("",):
-        return np.zeros(trace.num_sequences, np.int64)
-    return np.searchsorted(np.array(datasets), trace.datasets)

@@ -352,7 +352,7 @@ def test_columns():
         ({"segment_lengths": (4, -1)}, "at least 1"),
         ({"segment_lengths": (4.5,)}, "whole numbers"),
         ({"segment_lengths": ()}, "at least 1"),
-        ({"segment_lengths": (4, 4)}, "each length once"),
+        ({"segment_lengths": (4, 4)}, "give each once"),
         ({"segment_lengths": "4"}, "whole numbers"),
         ({"level": "head"}, "'head', but must be one of 'model', 'layer', 'expert'"),
         ({"by_dataset": True}, "by_dataset needs labels"),
@@ -381,3 +381,18 @@ def test_a_trace_is_asked_for():
 def test_examples_in_docstrings():
     names = {"Trace": lrc.Trace, "lrc": lrc}
     assert doctest.testmod(srp_module, extraglobs=names).failed == 0
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [lrc.srp, lrc.sch, lrc.hit_rates, lrc.balance, lrc.shuffle, lrc.decompose, lrc.token_counts],
+)
+def test_every_measure_asks_for_a_trace(measure):
+    with pytest.raises(lrc.LrcError, match=r"expected a lrc\.Trace, not str \(lrc\.load_trace"):
+        measure("trace.parquet")
+
+
+def test_a_slip_in_a_segment_length_does_not_fill_memory():
+    trace = lrc.Trace(np.zeros((1, 4, 1, 1), int), 2)
+    with pytest.raises(lrc.LrcError, match="at most 1,000,000 each"):
+        lrc.srp(trace, 10**10)

@@ -140,7 +140,7 @@ def test_unknown_names_are_answered_with_the_known_ones():
         toys.config("basline")
     with pytest.raises(LrcError, match="weights of toy 'no_balance' are not shipped, only those"):
         toys.path("no_balance")
-    with pytest.raises(LrcError, match="no shipped trace of seed 7"):
+    with pytest.raises(LrcError, match="no shipped traces of seed 7"):
         toys.load_trace("baseline", 7)
-    with pytest.raises(LrcError, match="no shipped token counts of seed 7"):
+    with pytest.raises(LrcError, match="no shipped counts of seed 7"):
         toys.load_counts("baseline", 7)
