@@ -95,8 +95,6 @@ def test_toy(saved, tmp_path, monkeypatch):
 
 
 def test_shipped_toy():
-    if not (toys.DATA / "baseline" / "model.safetensors").is_file():
-        pytest.skip("the baseline's weights are not there yet: train it first")
     model, tokenizer = lrc.load_model("toy:baseline")
     batch = tokenizer(["def route(token):"], return_tensors="pt")
     trace = lrc.record(model, [dict(batch)], progress=False)

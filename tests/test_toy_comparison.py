@@ -98,7 +98,6 @@ def test_findings_are_the_paper_s():
         assert finding.text.endswith(": higher" if difference > 0 else ": lower"), finding
 
 
-@pytest.mark.skipif(not lrc.toys.shipped(), reason="no toy trace is shipped")
 def test_runs_are_what_the_measures_give():
     runs = toy_runs()
     assert list(zip(runs["model"], runs["seed"], strict=True)) == lrc.toys.shipped()
