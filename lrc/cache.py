@@ -1,8 +1,8 @@
 """Segment cache best hit rate (SCH) and the hit rates of real policies, at every cache size.
 
-How many of the experts that tokens need does a cache of C slots hold? `sch` bounds what a cache
-could do that knows the next m tokens, `hit_rates` says what LRU, LFU and the clairvoyant Belady
-make of it (Liang et al., "Not All Models Suit Expert Offloading", Section 2.3).
+How many of the experts that tokens need does a cache of C slots hold? `sch` says what a cache
+makes of it that knows the next m tokens, `hit_rates` what LRU, LFU and the clairvoyant Belady do
+(Liang et al., "Not All Models Suit Expert Offloading", Section 2.3).
 
 Replay contract "paper", that of the paper's own scripts: every sequence starts with an empty
 cache; the experts of a token are all looked up before the cache takes them, one after the other,
