@@ -8,8 +8,10 @@
 
 # The environment is made anew or brought up to date whenever one of these files, or the place of
 # the folder (an editable installation points to it), is not as it was at the last installation.
-PINS  := requirements.txt constraints.txt pyproject.toml
+PINS  := requirements.txt requirements-test.txt constraints.txt pyproject.toml
 READY := .venv/ready-$(shell { pwd -P; cat $(PINS); } | cksum | cut -d ' ' -f 1)
+# What only the tests need is large, so it comes with `make test`.
+TESTED := $(READY)-tests
 RUN   := .venv/bin/python
 
 # Which Python to set .venv up with; name another one as `make PYTHON=/usr/bin/python3.12 book`.
@@ -30,7 +32,7 @@ book: $(READY)
 notebooks: $(READY)
 	@$(RUN) book/build.py notebooks
 
-test: $(READY)
+test: $(TESTED)
 	@$(RUN) -m ruff check --quiet .
 	@$(RUN) -m ruff format --check --quiet . \
 	  || { echo 'Not formatted; run: $(RUN) -m ruff format .'; exit 1; }
@@ -38,7 +40,7 @@ test: $(READY)
 
 # A CPU-only torch calls itself 2.x.y+cpu, which other machines could not install; its CUDA
 # libraries follow from torch itself.
-lock: $(READY)
+lock: $(TESTED)
 	@$(RUN) -m pip freeze --exclude-editable | sed 's/+cpu$$//' \
 	  | grep -v -E '^(nvidia|cuda|triton)|^#|^-e' > constraints.new && mv constraints.new constraints.txt
 
@@ -60,3 +62,8 @@ $(READY):
 	@echo 'Installing the pinned packages into .venv (a few minutes the first time)'
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@rm -f .venv/ready-* && touch $@
+
+$(TESTED): $(READY)
+	@echo 'Installing what only the tests need (a minute the first time)'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
