@@ -9,11 +9,16 @@ LONGEST_SEGMENT = 1_000_000
 """Tokens: a histogram of window counts has a bin for each, and a slip must not fill memory."""
 
 
-def check_trace(trace) -> None:
-    """Refuse what is no trace, with the way to one."""
+def check_trace(trace, *, anywhere: bool = False) -> None:
+    """Refuse what is no trace, with the way to one, or a trace on a GPU unless `anywhere`."""
     if not isinstance(trace, Trace):
         hint = "lrc.load_trace reads a file; of a dict of stacks take one, as trace['decoder']"
         raise LrcError(f"expected a lrc.Trace, not {type(trace).__name__} ({hint})")
+    if not anywhere and trace.device != "cpu":
+        raise LrcError(
+            f"the trace is on {trace.device}, and this measure has no kernel there: "
+            "give it trace.to('cpu')"
+        )
 
 
 def check_level(level: str, levels: tuple[str, ...]) -> None:

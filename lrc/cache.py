@@ -192,7 +192,7 @@ def policy_counts(
 
 
 def _sch_kind(trace, segment_lengths, level, definition):
-    check_trace(trace)
+    check_trace(trace, anywhere=True)
     check_level(level, LEVELS)
     if definition not in DEFINITIONS:
         raise LrcError(f"definition is {definition!r}, but must be 'lookahead' or 'static'")
@@ -201,7 +201,7 @@ def _sch_kind(trace, segment_lengths, level, definition):
 
 
 def _policy_kind(trace, policies, level, replay):
-    check_trace(trace)
+    check_trace(trace, anywhere=True)
     check_level(level, LEVELS)
     if replay != "paper":
         raise LrcError(f"replay is {replay!r}, but must be 'paper', the one contract known here")

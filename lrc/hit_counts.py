@@ -9,14 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from lrc import kernels
 from lrc.bootstrap import check_bootstrap, mirrored_interval, resample_weights
 from lrc.errors import LrcError
-from lrc.kernels import cpu_caches
 
-POLICIES = {"lru": cpu_caches.LRU, "lfu": cpu_caches.LFU, "belady": cpu_caches.BELADY}
-DEFINITIONS = {"lookahead": cpu_caches.LOOKAHEAD, "static": cpu_caches.STATIC}
-# Size of the histograms of single sequences that are in memory at a time.
-BLOCK_BYTES = 1 << 26
+POLICIES = {"lru": kernels.LRU, "lfu": kernels.LFU, "belady": kernels.BELADY}
+DEFINITIONS = {"lookahead": kernels.LOOKAHEAD, "static": kernels.STATIC}
 
 
 @dataclass(frozen=True)
@@ -145,12 +143,12 @@ def count_and_resample(trace, kind: HitKind, datasets, bootstrap=0, confidence=0
             resampled = None
             if bootstrap:
                 drawn = used[members]
-                if rule == cpu_caches.STATIC:
+                if rule == kernels.STATIC:
                     drawn = drawn & (trace.lengths[members, None] >= segment_length)
                 strata = members * 0 if trace.datasets is None else trace.datasets[members]
                 resampled = _Resampled(drawn, strata, bootstrap, seed)
             for part, counted in _blocks(trace, members, rule, segment_length, kind.level):
-                new_hits[g, v] += counted.sum(axis=0)
+                new_hits[g, v] += kernels.host(counted.sum(axis=0))
                 if resampled:
                     resampled.add(part, counted)
             for caches, rates in resampled.hit_rates() if resampled else ():
@@ -180,15 +178,17 @@ def sequence_counts(trace, policy: str, *, level: str = "model", segment_length:
         As in `HitCounts`.
     """
     rule = {**POLICIES, **DEFINITIONS}[policy]
-    yield from _blocks(trace, np.arange(trace.num_sequences), rule, segment_length, level)
+    everything = np.arange(trace.num_sequences)
+    for part, counted in _blocks(trace, everything, rule, segment_length, level):
+        yield part, kernels.host(counted)
 
 
 def _blocks(trace, sequences, rule, segment_length, level):
     """Slices of `sequences` and their histograms, [sequences, caches, sizes]."""
-    step = max(1, BLOCK_BYTES // (8 * trace.num_layers * trace.num_experts))
+    step = max(1, kernels.block_bytes(trace.experts) // (8 * trace.num_layers * trace.num_experts))
     for start in range(0, len(sequences), step):
         part = slice(start, start + step)
-        counted = cpu_caches.count_new_hits(
+        counted = kernels.count_new_hits(
             *(rule, segment_length, trace.experts, trace.lengths, sequences[part]),
             *(trace.num_experts, level == "model"),
         )
@@ -197,7 +197,7 @@ def _blocks(trace, sequences, rule, segment_length, level):
 
 def _used(trace, level):
     """Which sequences have something to say of which cache: bool [sequences, caches]."""
-    used = (trace.experts >= 0).any(axis=(1, 3))
+    used = kernels.used_layers(trace.experts)
     return used.any(axis=1, keepdims=True) if level == "model" else used
 
 
@@ -228,11 +228,10 @@ class _Resampled:
     def add(self, part, counted):
         """Add histograms of a slice of the sequences, [sequences, caches, sizes]."""
         for caches, weights, total in self._groups:
-            flat = counted[:, caches].reshape(len(counted), -1).astype(np.float64)
-            total[0] = total[0] + weights[:, part] @ flat
+            total[0] = total[0] + kernels.weighted_sums(weights[:, part], counted[:, caches])
 
     def hit_rates(self):
         """Caches, and their rates in each resample, [bootstrap, caches, sizes]."""
-        for caches, weights, total in self._groups:
-            hits = total[0].reshape(len(weights), len(caches), -1).cumsum(axis=-1)
+        for caches, _, total in self._groups:
+            hits = kernels.host(total[0]).cumsum(axis=-1)
             yield caches, hits / hits[..., -1:]

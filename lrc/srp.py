@@ -25,7 +25,13 @@ from lrc.arguments import (
     dataset_labels,
 )
 from lrc.bootstrap import check_bootstrap, mirrored_interval, resample_weights
-from lrc.kernels.cpu_windows import count_windows, count_windows_by_position
+from lrc.kernels import (
+    block_bytes,
+    count_windows,
+    count_windows_by_position,
+    host,
+    weighted_sums,
+)
 from lrc.trace import Trace
 from lrc.window_counts import (
     LEVELS,
@@ -33,9 +39,6 @@ from lrc.window_counts import (
     best_router,
     window_counts,
 )
-
-# Size of the arrays of a bootstrap's step: resampled histograms, histograms of sequences.
-BLOCK_BYTES = 1 << 26
 
 
 def srp(
@@ -146,7 +149,7 @@ def srp_by_position(
     LrcError
         As `srp`.
     """
-    check_trace(trace)
+    check_trace(trace, anywhere=True)
     check_level(level, LEVELS[:2])
     segment_lengths = checked_segment_lengths(segment_lengths)
     datasets = dataset_labels(trace, by_dataset)
@@ -156,8 +159,10 @@ def srp_by_position(
         only = np.where(groups == g, 0, -1)
         for i, m in enumerate(segment_lengths):
             histograms = (
-                count_windows_by_position(
-                    trace.experts, trace.lengths, only, 1, layers, trace.num_experts, m
+                host(
+                    count_windows_by_position(
+                        trace.experts, trace.lengths, only, 1, layers, trace.num_experts, m
+                    )
                 )[0, 0]
                 for layers in np.arange(trace.num_layers)[:, None]
             )
@@ -177,7 +182,7 @@ def _resampled_srp(trace, m, level, members, weights):
 
     Yields slices of layers and of experts, and [bootstrap, layers, experts].
     """
-    block = max(1, BLOCK_BYTES // (8 * len(weights) * (m + 1)))
+    block = max(1, block_bytes(trace.experts) // (8 * len(weights) * (m + 1)))
     everything = np.arange(trace.num_layers)
     pooled = np.zeros(trace.num_experts, np.int64)
     if level == "model":
@@ -213,7 +218,7 @@ def _resampled_histogram(trace, m, members, weights, layers, expert_rows, pool_l
     so exact in float64.
     """
     num_rows = int(expert_rows.max()) + 1
-    step = max(1, BLOCK_BYTES // (8 * len(layers) * num_rows * (m + 1)))
+    step = max(1, block_bytes(trace.experts) // (8 * len(layers) * num_rows * (m + 1)))
     total = 0.0
     for start in range(0, len(members), step):
         chunk = members[start : start + step]
@@ -224,10 +229,8 @@ def _resampled_histogram(trace, m, members, weights, layers, expert_rows, pool_l
         )
         if pool_layers:
             histograms = histograms.sum(axis=1, keepdims=True)
-        shape = histograms.shape[1:]
-        flat = histograms.reshape(len(chunk), -1).astype(np.float64)
-        total = total + weights[:, start : start + step].astype(np.float64) @ flat
-    return total.reshape(len(weights), *shape)
+        total = total + weighted_sums(weights[:, start : start + step], histograms)
+    return total
 
 
 def _strata(trace):

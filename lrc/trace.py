@@ -47,6 +47,7 @@ class Trace:
     Attributes
     ----------
     experts : int16 array [sequences, tokens, layers, top_k]
+        Of numpy; a torch tensor if the trace was sent to a GPU with `to`.
     lengths : int64 array [sequences]
     datasets : str array [sequences] or None
     token_ids, predicted_ids : int32 array [sequences, tokens] or None
@@ -125,7 +126,8 @@ class Trace:
 
     def _freeze(self):
         for _, array in self._arrays():
-            array.flags.writeable = False
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
 
     def _arrays(self):
         """Names and arrays that are there, all with sequences as their first axis."""
@@ -135,7 +137,16 @@ class Trace:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Sequences, tokens (padded), layers, top_k."""
-        return self.experts.shape
+        return tuple(self.experts.shape)
+
+    @property
+    def device(self) -> str:
+        """Where the experts lie, and so what measures them: "cpu", "cuda:0", ..."""
+        if isinstance(self.experts, np.ndarray):
+            return "cpu"
+        from lrc.kernels.gpu_arrays import device_name
+
+        return device_name(self.experts)
 
     @property
     def num_sequences(self) -> int:
@@ -175,6 +186,44 @@ class Trace:
             return [str(name) for name in names]
         return [str(layer) for layer in range(self.num_layers)]
 
+    def to(self, device: str) -> "Trace":
+        """The trace with its experts on a device, where the measures that can will use it.
+
+        `lrc.srp`, `lrc.sch` and `lrc.hit_rates` give the same numbers on a GPU, sooner; the other
+        measures need the trace on the CPU and say so. Lengths, labels, tokens and weights stay on
+        the host. Saving and comparing work anywhere; what is pickled arrives on the CPU.
+
+        Parameters
+        ----------
+        device : str
+            "cuda", "cuda:1", ... or "cpu". "interpreter" stands for Triton's interpreter, in which
+            the GPU kernels run on a CPU, far slower: for tests.
+
+        Returns
+        -------
+        Trace
+            The same object if it is there already.
+
+        Raises
+        ------
+        LrcError
+            A device that is not there, or PyTorch or Triton missing.
+
+        Examples
+        --------
+        >>> trace.to("cuda")  # doctest: +SKIP
+        <lrc.Trace: 512 sequences, 262,144 tokens, 48 layers, top-8 of 128 experts on cuda:0>
+        """
+        if str(device) == self.device:
+            return self
+        from lrc.kernels import gpu_arrays, host
+
+        experts = host(self.experts).astype(np.int16, copy=False)
+        if str(device) != "cpu":
+            experts = gpu_arrays.to_device(experts, device)
+        parts = {name: getattr(self, name) for name in self.__slots__}
+        return _rebuild(parts | {"experts": experts})
+
     def select(self, sequences=None, *, layers=None, datasets=None) -> "Trace":
         """Part of the trace, as a trace of its own.
 
@@ -209,7 +258,9 @@ class Trace:
             if not len(columns):
                 raise TraceError("select would keep no layer: name at least one")
             for name in {"experts", "weights"} & parts.keys():
-                parts[name] = np.ascontiguousarray(parts[name][:, :, columns])
+                chosen = parts[name][:, :, columns]
+                on_host = isinstance(chosen, np.ndarray)
+                parts[name] = np.ascontiguousarray(chosen) if on_host else chosen.contiguous()
             if isinstance(meta.get("layers"), list) and len(meta["layers"]) == self.num_layers:
                 meta["layers"] = [meta["layers"][column] for column in columns]
         return self._adopt(parts.pop("experts"), self.num_experts, meta=meta, **parts)
@@ -218,7 +269,7 @@ class Trace:
         """Whether another trace holds exactly the same (shape, routing, labels, meta)."""
         if not isinstance(other, Trace) or self.num_experts != other.num_experts:
             return False
-        mine, theirs = dict(self._arrays()), dict(other._arrays())
+        mine, theirs = (dict(trace.to("cpu")._arrays()) for trace in (self, other))
         return (
             self.meta == other.meta
             and mine.keys() == theirs.keys()
@@ -241,7 +292,7 @@ class Trace:
         """
         from lrc.trace_file import save_trace
 
-        save_trace(self, path)
+        save_trace(self.to("cpu"), path)
 
     def __repr__(self) -> str:
         parts = [
@@ -252,11 +303,14 @@ class Trace:
         ]
         if self.datasets is not None:
             parts.append(_plural(len(self.dataset_names), "dataset"))
-        return f"<lrc.Trace: {', '.join(parts)}>"
+        place = "" if self.device == "cpu" else f" on {self.device}"
+        return f"<lrc.Trace: {', '.join(parts)}{place}>"
 
     def __reduce__(self):
         # For processes and machines that share the work; files are never pickled.
-        return _rebuild, ({name: getattr(self, name) for name in self.__slots__},)
+        # A trace on a GPU goes through the host's memory, since the other side may have none.
+        there = self.to("cpu")
+        return _rebuild, ({name: getattr(there, name) for name in self.__slots__},)
 
 
 def _rebuild(parts):
@@ -275,13 +329,14 @@ def concat_traces(traces: Sequence[Trace]) -> Trace:
     Returns
     -------
     Trace
+        On the CPU.
 
     Raises
     ------
     TraceError
         Nothing to join, or traces that do not fit together.
     """
-    traces = list(traces)
+    traces = [trace.to("cpu") for trace in traces]
     if not traces:
         raise TraceError("no traces to join: give at least one")
     first = traces[0]

@@ -17,7 +17,7 @@ from lrc.arguments import (
     dataset_labels,
 )
 from lrc.errors import LrcError
-from lrc.kernels.cpu_windows import best_thresholds, bin_slices, count_windows
+from lrc.kernels import best_thresholds, bin_slices, count_windows, host
 from lrc.trace import Trace
 
 SEGMENT_LENGTHS = (4, 16, 64, 256)
@@ -115,7 +115,7 @@ def window_counts(
     >>> parts = [window_counts(shard, level="layer") for shard in shards]  # doctest: +SKIP
     >>> sum(parts[1:], parts[0]).table()  # doctest: +SKIP
     """
-    check_trace(trace)
+    check_trace(trace, anywhere=True)
     check_level(level, LEVELS)
     segment_lengths = checked_segment_lengths(segment_lengths)
     datasets = dataset_labels(trace, by_dataset)
@@ -129,6 +129,7 @@ def window_counts(
         np.arange(trace.num_experts) * (level == "expert"),
         segment_lengths,
     )
+    counts = host(counts)
     if level == "model":
         counts = counts.sum(axis=1, keepdims=True)
     windows = np.zeros((len(datasets), len(segment_lengths)), np.int64)
@@ -144,7 +145,8 @@ def best_router(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     Parameters
     ----------
     histogram : int array [..., m + 1]
-        Windows of one expert with 0, 1, ... m activations. Floats do if they are whole.
+        Windows of one expert with 0, 1, ... m activations. Floats do if they are whole. On a
+        GPU it is evaluated there.
 
     Returns
     -------
@@ -153,6 +155,6 @@ def best_router(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
         there are no activations.
     """
     shape = histogram.shape[:-1]
-    best = best_thresholds(np.ascontiguousarray(histogram).reshape(-1, histogram.shape[-1]))
+    best = best_thresholds(histogram.reshape(-1, histogram.shape[-1]))
     score, size_ratio, activation_rate = best.T.reshape(3, *shape)
     return score, size_ratio, activation_rate

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from strategies import traces
 
 import lrc
-from lrc import hit_counts
+from lrc import hit_counts, kernels
 from lrc.bootstrap import mirrored_interval, resample_weights
 from lrc.cache import policy_counts, sch_counts
 from lrc.kernels import cpu_caches
@@ -321,7 +321,7 @@ def test_counts_of_different_kinds_do_not_add():
 @given(traces(), st.sampled_from(LEVELS), st.sampled_from([1, 2000]))
 def test_sequences_are_counted_each_by_itself(trace, level, block_bytes):
     counted = {}
-    with patch.object(hit_counts, "BLOCK_BYTES", block_bytes):
+    with patch.object(kernels, "BLOCK_BYTES", block_bytes):
         for part, counts in hit_counts.sequence_counts(trace, "lfu", level=level):
             counted |= dict(enumerate(counts, part.start))
     assert list(counted) == list(range(trace.num_sequences))
@@ -358,7 +358,7 @@ def test_interval_is_that_of_literal_resampling(data):
     )
     options = {"level": level, "by_dataset": by_dataset, **variants}
     # Small blocks, so that sequences are worked off in several steps.
-    with patch.object(hit_counts, "BLOCK_BYTES", data.draw(st.sampled_from([1, 2000, 1 << 26]))):
+    with patch.object(kernels, "BLOCK_BYTES", data.draw(st.sampled_from([1, 2000, 1 << 26]))):
         table = call(trace, **options, bootstrap=9, confidence=0.8, seed=seed)
     without = call(trace, **options)
     pd.testing.assert_frame_equal(table[without.columns], without, check_exact=True)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from strategies import traces
 
 import lrc
+from lrc import kernels
 from lrc.bootstrap import mirrored_interval, resample_weights
 from lrc.kernels import cpu_windows
 from lrc.window_counts import window_counts
@@ -261,7 +262,7 @@ def test_interval_is_that_of_literal_resampling(data):
     lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=2, unique=True))
     options = {"level": level, "by_dataset": by_dataset}
     # Small blocks, so that layers, experts and sequences are worked off in several steps.
-    with patch.object(srp_module, "BLOCK_BYTES", data.draw(st.sampled_from([1, 2000, 1 << 26]))):
+    with patch.object(kernels, "BLOCK_BYTES", data.draw(st.sampled_from([1, 2000, 1 << 26]))):
         table = lrc.srp(trace, lengths, **options, bootstrap=9, confidence=0.8, seed=seed)
     datasets = trace.dataset_names if by_dataset else [None]
     for m, dataset in itertools.product(lengths, datasets):
