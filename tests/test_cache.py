@@ -21,7 +21,7 @@ import lrc
 from lrc import hit_counts, kernels
 from lrc.bootstrap import mirrored_interval, resample_weights
 from lrc.cache import policy_counts, sch_counts
-from lrc.kernels import cpu_caches
+from lrc.kernels import cpu_caches, cpu_lanes
 
 cache_module = sys.modules["lrc.cache"]
 LEVELS = ["model", "layer"]
@@ -117,6 +117,22 @@ def test_stacks_of_many_blocks(seed):
         for size in sizes:
             expected = plain.hits_of_replay(stream, size, policy, m)
             assert hits[size - 1] == expected, (policy, m, size)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_stacks_side_by_side_are_those_one_by_one(data):
+    """In several groups of lanes, the last of them not full, of unequal length, with any keys."""
+    trace = data.draw(traces(max_sequences=40, max_tokens=40))
+    level, m = data.draw(st.sampled_from(LEVELS)), data.draw(st.integers(1, 41))
+    with patch.object(cpu_caches, "DEEPEST_LANES", 0):
+        expected = all_counts(trace, level, m)
+    key_types = data.draw(st.sampled_from([(np.int16, np.int32), (np.int32,), ()]))
+    with (
+        patch.object(cpu_caches, "FEWEST_LANES", 1),
+        patch.object(cpu_lanes, "KEY_TYPES", key_types),
+    ):
+        assert (all_counts(trace, level, m) == expected).all()
 
 
 def test_worked_example_by_hand():

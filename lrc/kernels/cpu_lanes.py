@@ -1,0 +1,363 @@
+"""Many small stacks side by side: one cache in each lane of a SIMD register.
+
+A stack of one token is walked once for all its uses, in `LANES` caches at a time, whatever depth
+the experts lie at. That leaves no branch and no look-up: a place of 16 stacks is one row of
+numbers, and what happens at it is a comparison, a minimum and a maximum of rows.
+
+The keys are priorities, and unique: the moment of the last use is part of them. So the experts of
+a token are found in the stack by their keys. 0, below all keys, marks what is empty. An expert that
+leaves its place makes it 0; the carried key falls into it (a maximum), and from there on 0 is
+carried (a minimum), which changes nothing. A new expert finds no place, so that the carried key
+falls into the first empty one.
+
+numba would not vectorize these loops, so they are written in LLVM's vectors.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from lrc.kernels.rules import BELADY, LFU, LOOKAHEAD, LRU
+
+LANES = 16
+# Uses of a token that are walked down together, so that a row is loaded and stored once for them.
+TOGETHER = 4
+# Narrow keys first: more of them fit into a register.
+KEY_TYPES = (np.int16, np.int32)
+NONE = -1
+
+
+@intrinsic
+def _find(typingctx, keys, num_places, rises, num_rises, step, uses, num_uses, found):
+    """Raise the keys that are in `rises` by a step; count the `uses` by place in `found`."""
+
+    def code(context, builder, signature, args):
+        _, num_places, _, num_rises, step, _, num_uses, _ = args
+        keys, rises, uses, found = (
+            _rows(context, builder, signature, args, i) for i in (0, 2, 5, 7)
+        )
+        vector = keys.type.pointee
+        step = builder.insert_element(ir.Constant(vector, ir.Undefined), step, _index(0))
+        step = builder.shuffle_vector(
+            step, step, ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+        )
+        none = ir.Constant(vector, None)
+        current = cgutils.alloca_once(builder, vector)
+        with cgutils.for_range(builder, num_places) as place:
+            builder.store(_load(builder, keys, place.index), current)
+            with cgutils.for_range(builder, num_rises) as rise:
+                key = builder.load(current)
+                same = builder.icmp_signed("==", key, _load(builder, rises, rise.index))
+                builder.store(builder.add(key, builder.select(same, step, none)), current)
+            key = builder.load(current)
+            _store(builder, key, keys, place.index)
+            builder.store(_load(builder, found, place.index), current)
+            with cgutils.for_range(builder, num_uses) as use:
+                same = builder.icmp_signed("==", key, _load(builder, uses, use.index))
+                count = builder.sub(builder.load(current), builder.sext(same, vector))
+                builder.store(count, current)
+            _store(builder, builder.load(current), found, place.index)
+        return context.get_dummy_value()
+
+    return types.void(keys, num_places, rises, num_rises, keys.dtype, uses, num_uses, found), code
+
+
+@intrinsic
+def _sink(typingctx, keys, num_places, uses, carried, num_uses):
+    """Take the uses one after the other: carry the keys in `carried` down to their places.
+
+    The number of uses is a multiple of `TOGETHER`.
+    """
+
+    def code(context, builder, signature, args):
+        num_places, num_uses = args[1], args[4]
+        keys, uses, carried = (_rows(context, builder, signature, args, i) for i in (0, 2, 3))
+        vector = keys.type.pointee
+        none = ir.Constant(vector, None)
+        in_hand = [cgutils.alloca_once(builder, vector) for _ in range(TOGETHER)]
+        steps = {"start": _index(0), "stop": num_uses, "step": _index(TOGETHER), "inc": True}
+        with cgutils.for_range_slice(builder, **steps, intp=num_uses.type) as (first, _):
+            leaving = []
+            for i, slot in enumerate(in_hand):
+                use = builder.add(first, _index(i))
+                builder.store(_load(builder, carried, use), slot)
+                leaving.append(_load(builder, uses, use))
+            with cgutils.for_range(builder, num_places) as place:
+                key = _load(builder, keys, place.index)
+                for slot, leaves in zip(in_hand, leaving, strict=True):
+                    other = builder.load(slot)
+                    key = builder.select(builder.icmp_signed("==", key, leaves), none, key)
+                    lower = builder.icmp_signed("<", key, other)
+                    builder.store(builder.select(lower, key, other), slot)
+                    key = builder.select(lower, other, key)
+                _store(builder, key, keys, place.index)
+        return context.get_dummy_value()
+
+    return types.void(keys, num_places, uses, carried, num_uses), code
+
+
+def _index(number):
+    return ir.Constant(ir.IntType(types.intp.bitwidth), number)
+
+
+def _rows(context, builder, signature, args, i):
+    """Argument i, an array [rows, LANES], as a pointer to vectors."""
+    kind = signature.args[i]
+    data = context.make_array(kind)(context, builder, args[i]).data
+    return builder.bitcast(data, ir.VectorType(data.type.pointee, LANES).as_pointer())
+
+
+def _load(builder, rows, index):
+    return builder.load(builder.gep(rows, [index]), align=rows.type.pointee.element.width // 8)
+
+
+def _store(builder, vector, rows, index):
+    builder.store(vector, builder.gep(rows, [index]), align=vector.type.element.width // 8)
+
+
+def keys_that_hold(policy, segment_length, longest, uses):
+    """Type of the keys and the bits of a moment, for a cache of so many tokens and uses, or None.
+
+    An expert is used once a token at most.
+    """
+    priorities = {LRU: 0, BELADY: 0, LFU: longest, LOOKAHEAD: min(segment_length, longest)}
+    if policy in priorities:
+        moment_bits = (uses + 1).bit_length()
+        bits = moment_bits + priorities[policy].bit_length()
+        for key_type in KEY_TYPES:
+            if bits < np.iinfo(key_type).bits:
+                return key_type, moment_bits
+    return None
+
+
+def replay(
+    policy,
+    segment_length,
+    experts,
+    lengths,
+    sequences,
+    first_layers,
+    layers_a_cache,
+    num_experts,
+    new_hits,
+):
+    """Replay caches, each from empty, and count the uses by depth; see `cpu_caches`."""
+    num_sequences, num_tokens, num_layers, top_k = experts.shape
+    lengths = lengths[sequences]
+    longest = int(lengths.max(initial=0))
+    uses = longest * layers_a_cache * top_k
+    key_type, moment_bits = keys_that_hold(policy, segment_length, longest, uses)
+    experts = experts.reshape(num_sequences * num_tokens, num_layers * top_k)
+    # Lanes wait for the longest of them.
+    order = lengths.argsort(kind="stable")
+    for start in range(0, len(order), LANES):
+        group = order[start : start + LANES]
+        counted = np.zeros((len(group), new_hits.shape[1]), np.int64)
+        _replay_group(
+            segment_length - 1 if policy == LOOKAHEAD else -1,
+            {LFU: 1, LOOKAHEAD: -1}.get(policy, 0),
+            moment_bits,
+            policy == BELADY,
+            experts,
+            lengths[group],
+            sequences[group] * num_tokens,
+            first_layers[group] * top_k,
+            np.repeat(np.arange(layers_a_cache) * num_experts, top_k),
+            np.zeros((new_hits.shape[1], LANES), key_type),
+            counted,
+        )
+        new_hits[group] = counted
+
+
+@njit(cache=True, nogil=True)
+def _replay_group(
+    ahead,
+    priority_step,
+    moment_bits,
+    backwards,
+    experts,
+    lengths,
+    first_rows,
+    first_columns,
+    ids,
+    keys,
+    new_hits,
+):
+    """Replay up to `LANES` caches at once.
+
+    Parameters
+    ----------
+    ahead : int
+        Tokens after the current one whose uses are in the priority; -1 = not even its own.
+    priority_step : int
+        What a use adds to the priority: 1, 0 or -1.
+    moment_bits : int
+        Bits of a key below the priority.
+    backwards : bool
+        A key is the higher the sooner the next use is (Belady), not the later the last one.
+    experts : int16 array [sequences * tokens, layers * top_k]
+    lengths, first_rows, first_columns : int64 arrays [caches]
+        Tokens of each cache, and the corner of `experts` where they begin.
+    ids : int64 array [columns]
+        What to add to an expert of each column of a cache, to tell layers apart.
+    keys : int16 or int32 array [places, LANES]
+        The stacks; all 0.
+    new_hits : int64 array [caches, places]
+        All 0.
+    """
+    num_places, num_caches = len(keys), len(lengths)
+    columns = len(ids)
+    width = -(-columns // TOGETHER) * TOGETHER
+    found = np.zeros((num_places, LANES), keys.dtype)
+    rises = np.full((width, LANES), NONE, keys.dtype)
+    uses = np.full((width, LANES), NONE, keys.dtype)
+    carried = np.zeros((width, LANES), keys.dtype)
+    tops = np.zeros(LANES, keys.dtype)
+    key_of = np.zeros((num_caches, num_places), keys.dtype)
+    moments, height = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
+    one = 1 << moment_bits
+    longest = lengths.max()
+    sooner = np.empty((num_caches, longest * columns + 1 if backwards else 0), keys.dtype)
+    for lane in range(num_caches if backwards else 0):
+        rows = experts[first_rows[lane] : first_rows[lane] + lengths[lane], first_columns[lane] :]
+        _look_back(rows, ids, key_of[lane], sooner[lane])
+    most_rises = 0
+    for t in range(min(ahead, longest)):
+        _enter(t, experts, lengths, first_rows, first_columns, ids, one, key_of, rises)
+    for t in range(longest):
+        if ahead >= 0:
+            most_rises = _enter(
+                t + ahead, experts, lengths, first_rows, first_columns, ids, one, key_of, rises
+            )
+        most_uses, places = _use(
+            *(t, experts, lengths, first_rows, first_columns, ids, one, one * priority_step),
+            *(sooner, key_of, moments, height, uses, carried, tops),
+        )
+        _find(keys, places, rises, most_rises, one, uses, most_uses, found)
+        for lane in range(num_caches):
+            top = keys[0, lane]
+            if tops[lane] == 0:
+                tops[lane] = top
+            elif uses[0, lane] != top:
+                carried[0, lane] = top
+            # An expert that is on top already leaves nothing to carry.
+        _sink(keys[1:], places - 1, uses, carried, most_uses)
+        for lane in range(num_caches):
+            keys[0, lane] = tops[lane]
+    for lane in range(num_caches):
+        for place in range(height[lane]):
+            # The n-th distinct expert is charged to depth n.
+            new_hits[lane, place] = found[place, lane] + 1
+
+
+@njit(cache=True, nogil=True)
+def _enter(t, experts, lengths, first_rows, first_columns, ids, one, key_of, rises):
+    """Token t comes into view: raise its keys, list those in the stack as they were.
+
+    Returns
+    -------
+    int
+        The most that a lane lists.
+    """
+    most = 0
+    for lane in range(np.uintp(len(lengths))):
+        n = np.uintp(0)
+        if t < lengths[lane]:
+            token = experts[np.uintp(first_rows[lane] + t), first_columns[lane] :]
+            key = key_of[lane]
+            for j in range(np.uintp(len(ids))):
+                if token[j] >= 0:
+                    x = np.uintp(ids[j] + token[j])
+                    old = key[x]
+                    key[x] = old + one
+                    rises[n, lane] = old
+                    # A key without a moment is not in the stack yet.
+                    if old & (one - 1):
+                        n += np.uintp(1)
+        most = max(most, np.intp(n))
+        for j in range(n, np.uintp(len(rises))):
+            rises[j, lane] = NONE
+    return most
+
+
+@njit(cache=True, nogil=True)
+def _use(
+    t,
+    experts,
+    lengths,
+    first_rows,
+    first_columns,
+    ids,
+    one,
+    step,
+    sooner,
+    key_of,
+    moments,
+    height,
+    uses,
+    carried,
+    tops,
+):
+    """Token t is used: list the keys of its experts, and of those that they push down.
+
+    Returns
+    -------
+    int
+        The most uses of a lane.
+    int
+        Places of the highest stack.
+    """
+    most = places = 0
+    kept = -one if step else 0
+    for lane in range(np.uintp(len(lengths))):
+        n, top = np.uintp(0), 0
+        if t < lengths[lane]:
+            token = experts[np.uintp(first_rows[lane] + t), first_columns[lane] :]
+            key = key_of[lane]
+            moment = moments[lane]
+            for j in range(np.uintp(len(ids))):
+                if token[j] >= 0:
+                    x = np.uintp(ids[j] + token[j])
+                    moment += 1
+                    old = key[x]
+                    new = (old & kept) + step + moment
+                    if sooner.size:
+                        new = sooner[lane, np.uintp(moment)]
+                    key[x] = new
+                    first_use = (old & (one - 1)) == 0
+                    height[lane] += first_use
+                    uses[n, lane] = NONE if first_use else old
+                    carried[n, lane] = top
+                    top = new
+                    n += np.uintp(1)
+            moments[lane] = moment
+        tops[lane] = top
+        most = max(most, np.intp(n))
+        places = max(places, height[lane])
+        for j in range(n, np.uintp(len(uses))):
+            uses[j, lane] = NONE
+            carried[j, lane] = 0
+    return most, places
+
+
+@njit(cache=True, nogil=True)
+def _look_back(rows, ids, next_key, sooner):
+    """Key of each use's expert after it: the sooner the next use, the higher; 1 for no other.
+
+    `sooner` is by moment, from 1; `next_key` is for use here and all 0 before and after.
+    """
+    num_uses = 0
+    for t in range(len(rows)):
+        for column in range(len(ids)):
+            num_uses += rows[t, column] >= 0
+    moment = num_uses
+    for t in range(len(rows) - 1, -1, -1):
+        for column in range(len(ids) - 1, -1, -1):
+            if rows[t, column] >= 0:
+                x = ids[column] + rows[t, column]
+                sooner[moment] = max(next_key[x], 1)
+                next_key[x] = num_uses - moment + 2
+                moment -= 1
+    next_key[:] = 0
