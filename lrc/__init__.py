@@ -7,7 +7,7 @@ from lrc.association import correlation
 from lrc.balance import balance
 from lrc.cache import hit_rates, sch
 from lrc.chance import chance, excess, shuffle
-from lrc.errors import LrcError, TraceError
+from lrc.errors import LrcError, RecordError, TraceError
 from lrc.notebook import glue, glue_table, setup_notebook
 from lrc.origin import decompose, shuffle_labels
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
@@ -21,7 +21,6 @@ from lrc.vocabulary import TokenCounts, load_token_counts, token_counts
 # `import lrc` stays light for those who only measure traces.
 _LAZY: dict[str, str] = {
     "ModelError": "lrc.models",
-    "RecordError": "lrc.moe_layers",
     "Recorder": "lrc.recorder",
     "load_model": "lrc.models",
     "record": "lrc.recording",
@@ -41,6 +40,7 @@ _LAZY_MODULES: tuple[str, ...] = (
 __all__ = [
     "LrcError",
     "ParameterError",
+    "RecordError",
     "TokenCounts",
     "Trace",
     "TraceError",

@@ -7,3 +7,7 @@ class LrcError(ValueError):
 
 class TraceError(LrcError):
     """A trace, or a file that should hold one, is not valid."""
+
+
+class RecordError(LrcError):
+    """Routing of a model cannot be recorded, or was not recorded completely."""

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lrc.moe_layers import MoeLayer, RecordError
+from lrc.errors import RecordError
+from lrc.moe_layer import MoeLayer
 
 _PACKED = (
     "several texts are packed into one row (position_ids start anew), so windows would cross "
@@ -46,26 +47,40 @@ class ForwardPass:
         self.weights: dict[int, torch.Tensor] = {}
         self.logits: dict[int, torch.Tensor] = {}
 
-    def see_experts(self, position: int, args: tuple, kwargs: dict) -> None:
-        """Take the ids (and weights) that an experts module is called with."""
+    def see_experts(
+        self,
+        position: int,
+        ids: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        tokens: torch.Tensor | None = None,
+    ) -> None:
+        """Take the ids (and weights) that a layer executes, as its probe hands them over."""
         layer = self.layers[position]
         if position in self.ids:
             raise RecordError(
-                f"{layer} fired twice in one forward pass: turn gradient checkpointing off"
+                f"{layer} fired twice in one forward pass: the model runs it several times "
+                "(a layer shared between depths, or a pass repeated inside the model), and lrc "
+                "cannot tell which run counts"
             )
-        ids = _argument(layer.index_argument, args, kwargs)
-        if ids.is_floating_point() or ids.dtype == torch.bool or ids.ndim > 3:
+        if not isinstance(ids, torch.Tensor) or (
+            ids.is_floating_point() or ids.dtype == torch.bool or ids.ndim > 3
+        ):
+            found = (
+                f"{ids.dtype} {list(ids.shape)}" if hasattr(ids, "dtype") else type(ids).__name__
+            )
             raise RecordError(
-                f"{layer}: {layer.index_argument[0]} has dtype {ids.dtype} and shape "
-                f"{list(ids.shape)}, but ids [tokens, top_k] are needed: lrc does not know this "
-                "class"
+                f"{layer} is handed {found} where ids [tokens, top_k] are needed: lrc does not "
+                "know this class"
             )
         top_k = ids.shape[-1] if ids.ndim > 1 else 1
         # Copies: small, and safe from whatever the model does to its tensors afterwards.
-        self.ids[position] = ids.detach().reshape(-1, top_k).to(torch.int16, copy=True)
-        if layer.weights_argument is not None:
-            weights = _argument(layer.weights_argument, args, kwargs).detach()
-            self.weights[position] = weights.reshape(-1, top_k).to(torch.float32, copy=True)
+        self.ids[position] = _scattered(ids.reshape(-1, top_k), tokens, -1).to(
+            torch.int16, copy=True
+        )
+        if weights is not None:
+            self.weights[position] = _scattered(weights.reshape(-1, top_k), tokens, 0).to(
+                torch.float32, copy=True
+            )
 
     def see_router(self, position: int, output) -> None:
         """Take the logits, in bfloat16, from what a router returns."""
@@ -91,6 +106,13 @@ class ForwardPass:
         active : list of MoeLayer or None
             Those that fired in earlier passes; None in the first.
         """
+        for position, layer in enumerate(self.layers):
+            if layer.partial and active is not None and layer in active:
+                # It has tokens of its own kind only, and there are none in this pass.
+                nothing = torch.full((self.size * self.length, 1), -1, dtype=torch.int16)
+                self.ids.setdefault(position, nothing)
+                if layer.probe.weighted:
+                    self.weights.setdefault(position, torch.zeros(nothing.shape))
         fired = [self.layers[position] for position in sorted(self.ids)]
         for layer in active or [layer for layer in self.layers if not layer.optional]:
             if layer not in fired:
@@ -223,9 +245,14 @@ def valid_tokens(mask, start: int, size: int, length: int) -> torch.Tensor | Non
     return mask.detach()[:, start : start + length] != 0
 
 
-def _argument(named_at: tuple[str, int], args: tuple, kwargs: dict) -> torch.Tensor:
-    name, at = named_at
-    return kwargs[name] if name in kwargs else args[at]
+def _scattered(values: torch.Tensor, tokens: torch.Tensor | None, fill) -> torch.Tensor:
+    """Rows of some tokens as rows of all tokens."""
+    values = values.detach()
+    if tokens is None:
+        return values
+    whole = values.new_full((len(tokens), values.shape[1]), fill)
+    whole[tokens] = values
+    return whole
 
 
 def _stack(tensors: list[torch.Tensor], fill) -> np.ndarray:

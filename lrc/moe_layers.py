@@ -1,19 +1,30 @@
-"""The Mixture-of-Experts layers of a PyTorch model: where they are and what their experts are.
+"""Find the Mixture-of-Experts layers of a PyTorch model.
 
-In transformers 5 the experts of a layer are one module whose ``forward`` is handed the ids that
-the router chose. Whatever the router does before (groups, correction bias, capacity), these ids are
-what runs; so the rule looks for modules with such an argument, not for routers.
+Two rules find them, whatever the model is called:
+
+- The experts of a layer are one module whose ``forward`` is handed the ids that the router chose
+  (nearly all of transformers 5). Whatever the router does before (groups, correction bias,
+  capacity), these ids are what runs; so the rule looks for modules with such an argument, not for
+  routers.
+- The experts are modules in a list (transformers 4, most code that comes with a checkpoint). What
+  each is called with tells which tokens it received.
+
+Layers that fit neither have an adapter in `lrc.adapters`. What looks like experts and is none of
+these is refused, for a record that leaves out layers is worse than none.
 """
 
 from __future__ import annotations
 
-import inspect
 import re
-from dataclasses import dataclass
 
 from torch import nn
 
-from lrc.errors import LrcError
+from lrc.adapters import ADAPTERS
+from lrc.errors import RecordError
+from lrc.moe_layer import ROUTER, MoeLayer, count_experts, find_top_k, make_layer
+from lrc.probes import ExpertRows, IndexArgument, argument_names
+
+__all__ = ["INDEX_ARGUMENTS", "WEIGHT_ARGUMENTS", "MoeLayer", "RecordError", "find_moe_layers"]
 
 INDEX_ARGUMENTS = (
     "top_k_index",
@@ -40,60 +51,8 @@ WEIGHT_ARGUMENTS = (
 )
 """Names under which it takes their weights."""
 
-# Experts modules that take ids, but where an id alone does not say what ran: one-hot masks,
-# identity and skipped experts, one set of experts per modality.
-_SPECIAL = ("SwitchTransformers", "NllbMoe", "Zaya", "LongcatFlash", "Ernie4_5_VLMoe")
-
-# Parts of a model that a forward pass over text may leave out.
-_OPTIONAL = re.compile(r"(^|\.)(mtp\w*|vision\w*|visual|audio\w*|talker)(\.|$)")
-
-_ROUTER = re.compile(r"(router|gate)$", re.IGNORECASE)
-
-
-class RecordError(LrcError):
-    """Routing of a model cannot be recorded, or was not recorded completely."""
-
-
-@dataclass(frozen=True, eq=False)
-class MoeLayer:
-    """One MoE layer.
-
-    Attributes
-    ----------
-    name : str
-        Of the block (router, experts, shared experts), for ``model.get_submodule``.
-    experts_name : str
-        Of the module of its routed experts.
-    experts : torch.nn.Module
-    router : torch.nn.Module or None
-        Its neighbour that looks like a router (needed for ``mode="paper"`` only).
-    index_argument, weights_argument : tuple of (str, int) or None
-        Name and position of the arguments of ``experts.forward``.
-    num_experts : int
-        Routed experts.
-    expert_bytes : int
-        Parameters of one routed expert, in bytes as they lie in memory.
-    shared_experts : int
-        Experts that every token uses, in units of one routed expert.
-    """
-
-    name: str
-    experts_name: str
-    experts: nn.Module
-    router: nn.Module | None
-    index_argument: tuple[str, int]
-    weights_argument: tuple[str, int] | None
-    num_experts: int
-    expert_bytes: int
-    shared_experts: int
-
-    @property
-    def optional(self) -> bool:
-        """Whether a forward pass over text may leave this layer out (vision, audio, MTP)."""
-        return bool(_OPTIONAL.search(self.experts_name))
-
-    def __str__(self) -> str:
-        return f"{self.experts_name} ({type(self.experts).__name__})"
+_EXPERT = re.compile(r"expert|moe(?!.*(attention|norm|embed))", re.IGNORECASE)
+_SHARED = re.compile(r"shared", re.IGNORECASE)
 
 
 def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
@@ -112,85 +71,125 @@ def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
     Raises
     ------
     RecordError
-        If the rule finds no experts module, or one whose ids it cannot interpret.
+        If there is no MoE layer, or one that cannot be recorded.
     """
-    layers = []
+    layers: list[MoeLayer] = []
+    inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        found = _arguments(module)
-        if found is not None and not _ROUTER.search(type(module).__name__):
-            layers.append(_layer(model, name, module, *found))
+        if name.startswith(inside):
+            continue
+        found = _read(model, name, module)
+        if found is not None:
+            layers += found
+            inside += (f"{name}.",)
     if not layers:
         raise RecordError(
             f"{type(model).__name__} has no MoE layer that this version of lrc can record: no "
-            f"module's forward takes the chosen expert ids ({', '.join(INDEX_ARGUMENTS)}); the "
-            "model is dense, or its class needs an adapter"
+            f"module's forward takes the chosen expert ids ({', '.join(INDEX_ARGUMENTS)}), and "
+            "none has its experts in a list; the model is dense, or its class needs an adapter"
         )
     return layers
 
 
-def _arguments(module: nn.Module):
-    """Name and position of the index and the weight argument of a module's forward, or None."""
-    try:
-        names = list(inspect.signature(module.forward).parameters)
-    except (TypeError, ValueError):
+def _read(model, name, module) -> list[MoeLayer] | None:
+    """Layers that begin with this module, or None if it has to do with none."""
+    adapter = ADAPTERS.get(type(module).__name__)
+    if adapter is not None:
+        return adapter(model, name, module)
+    if ROUTER.search(type(module).__name__):
         return None
-    index = next(((name, names.index(name)) for name in INDEX_ARGUMENTS if name in names), None)
-    weights = next(((name, names.index(name)) for name in WEIGHT_ARGUMENTS if name in names), None)
-    return None if index is None else (index, weights)
+    names = argument_names(module)
+    index = next((known for known in INDEX_ARGUMENTS if known in names), None)
+    if index is not None:
+        return [_by_index(model, name, module, index)]
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        experts = _listed(model, name, module)
+        return None if experts is None else [_by_rows(model, name, module, experts)]
+    if _holds_experts(name, module):
+        return [_by_index(model, name, module, None)]
+    return None
 
 
-def _layer(model, experts_name, experts, index, weights):
-    label = f"{experts_name} ({type(experts).__name__})"
-    if type(experts).__name__.startswith(_SPECIAL):
-        raise RecordError(
-            f"{label}: expert ids of this architecture need an adapter, which this version of "
-            "lrc does not have"
-        )
+def _by_index(model, name, experts, index):
+    label = f"{name} ({type(experts).__name__})"
     if getattr(experts, "_is_expert_parallel", False):
         raise RecordError(
             f"{label}: experts are spread over processes (expert parallelism), so this one sees "
             "only its own; load the model without it, with device_map instead"
         )
-    name = experts_name.rpartition(".")[0]
-    block = model.get_submodule(name)
-    num_experts = _num_experts(experts, label)
-    parameters = sum(p.numel() for p in experts.parameters())
-    above = model.get_submodule(name.rpartition(".")[0])
-    shared = _shared_parameters(block, experts) or _shared_parameters(above, experts)
-    return MoeLayer(
-        name=name or experts_name,
-        experts_name=experts_name,
-        experts=experts,
-        router=_router(block, experts),
-        index_argument=index,
-        weights_argument=weights,
-        num_experts=num_experts,
-        expert_bytes=sum(p.numel() * p.element_size() for p in experts.parameters()) // num_experts,
-        shared_experts=round(shared * num_experts / parameters) if parameters else 0,
+    names = argument_names(experts)
+    if index is None and len(names) < 2:
+        raise RecordError(
+            f"{label} holds experts, but its forward takes no expert ids ({', '.join(names)}): its "
+            "class needs an adapter, which this version of lrc does not have"
+        )
+    weights = next((known for known in WEIGHT_ARGUMENTS if known in names), None)
+    num_experts = count_experts(experts, label)
+    return make_layer(model, name, IndexArgument(experts, index, weights, num_experts), num_experts)
+
+
+def _holds_experts(name, module) -> bool:
+    """Whether a module of an unknown class looks like all experts of a layer: [experts, …, …]."""
+    own = f"{name.rpartition('.')[2]} {type(module).__name__}"
+    if not _EXPERT.search(own) or _SHARED.search(own):
+        return False
+    stacked = [p for p in module.parameters(recurse=False) if p.ndim == 3]
+    return bool(stacked) and len({p.shape[0] for p in stacked}) == 1 and stacked[0].shape[0] > 1
+
+
+def _listed(model, name, module) -> dict[int, nn.Module] | None:
+    """Experts by id, if this list or dict of modules holds the experts of a layer."""
+    own = name.rpartition(".")[2]
+    if _SHARED.search(own) or not name:
+        return None
+    items = [
+        (at, key, child)
+        for at, (key, child) in enumerate(
+            module.items() if isinstance(module, nn.ModuleDict) else enumerate(module)
+        )
+        if child is not None and next(child.parameters(), None) is not None
+    ]
+    if len(items) < 2 or len({type(child) for _, _, child in items}) > 1:
+        return None
+    if isinstance(module, nn.ModuleDict):
+        numbers = [re.search(r"\d+$", str(key)) for _, key, _ in items]
+        if all(numbers):
+            items = [
+                (int(n.group()), key, child)
+                for n, (_, key, child) in zip(numbers, items, strict=True)
+            ]
+    experts = {at: child for at, _, child in items}
+    named = re.search("expert", f"{own} {type(items[0][2]).__name__}", re.IGNORECASE)
+    if not named and not _beside_router(model.get_submodule(name.rpartition(".")[0]), experts):
+        return None
+    return experts
+
+
+def _beside_router(block, experts) -> bool:
+    """Whether a neighbour gives as many numbers as there are experts."""
+    return any(
+        getattr(part, "out_features", None) == len(experts)
+        for child in block.children()
+        if isinstance(child, nn.Linear) or ROUTER.search(type(child).__name__)
+        for part in child.modules()
     )
 
 
-def _num_experts(experts, label):
-    if isinstance(getattr(experts, "num_experts", None), int):
-        return experts.num_experts
-    leading = {parameter.shape[0] for parameter in experts.parameters() if parameter.ndim > 1}
-    if len(leading) != 1:
-        raise RecordError(f"{label}: cannot tell how many experts it has (no num_experts)")
-    return leading.pop()
-
-
-def _shared_parameters(block, experts):
-    # Not the gate of a shared expert: a single row of weights, lost in the rounding anyway.
-    return sum(
-        parameter.numel()
-        for name, child in block.named_children()
-        if "shared" in name and child is not experts
-        for parameter in child.parameters()
+def _by_rows(model, name, module, experts):
+    num_experts = max(experts) + 1
+    # A list is no function; its owner is called with the tokens, unless a subclass is itself.
+    itself = type(module).forward is not nn.Module.forward
+    owner = name.rpartition(".")[0]
+    layer = module if itself else model.get_submodule(owner)
+    block = owner
+    if re.search("expert", owner.rpartition(".")[2], re.IGNORECASE):
+        block = owner.rpartition(".")[0]
+    top_k = find_top_k(model, model.get_submodule(block))
+    return make_layer(
+        model,
+        name,
+        ExpertRows(layer, experts, num_experts, top_k),
+        num_experts,
+        block=block,
+        parameters=[p for expert in experts.values() for p in expert.parameters()],
     )
-
-
-def _router(block, experts):
-    for child in block.children():
-        if child is not experts and _ROUTER.search(type(child).__name__):
-            return child
-    return None

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import ARCHITECTURES, random_tokens, tiny_model
-from transformers import LlamaConfig, LlamaForCausalLM, SwitchTransformersConfig
-from transformers import SwitchTransformersForConditionalGeneration as Switch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import lrc
 from lrc.corpora import Sequences
@@ -465,14 +464,24 @@ def test_layer_that_falls_silent_later():
     assert recorder.trace().num_sequences == 1
 
 
-def test_gradient_checkpointing_is_refused():
-    model = tiny_model("mixtral").train()
-    model.activation_checkpointing_enable()
-    tokens = random_tokens(1, 4)
-    with lrc.Recorder(model):
-        loss = model(tokens, labels=tokens).loss
-        with pytest.raises(lrc.RecordError, match="turn gradient checkpointing off"):
-            loss.backward()
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_is_recorded_once(name, reentrant):
+    model = tiny_model(name).train()
+    tokens = random_tokens(2, 5)
+    expected = record_pass(model, input_ids=tokens)
+    fired = []
+    layer = model.get_submodule(expected.meta["layers"][0])
+    handle = layer.experts.register_forward_pre_hook(lambda *_: fired.append(1))
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    with lrc.Recorder(model) as recorder:
+        for _ in range(2):
+            model(tokens, labels=tokens).loss.backward()
+    handle.remove()
+    assert len(fired) == 4, "two passes, and two to get the gradients"
+    trace = recorder.trace()
+    assert trace.num_sequences == 4
+    np.testing.assert_array_equal(trace.experts, np.tile(expected.experts, (2, 1, 1, 1)))
 
 
 def test_part_of_the_model_is_refused(mixtral):
@@ -570,14 +579,6 @@ def test_dense_model_is_refused():
     model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
     with pytest.raises(lrc.RecordError, match=r"LlamaForCausalLM has no MoE layer .*top_k_index"):
         lrc.Recorder(model)
-
-
-def test_encoder_decoder_is_refused():
-    config = SwitchTransformersConfig(
-        vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2, num_experts=2
-    )
-    with pytest.raises(lrc.RecordError, match="encoder-decoder"):
-        lrc.Recorder(Switch(config))
 
 
 # --- lrc.record ----------------------------------------------------------------------------------
