@@ -1,26 +1,24 @@
-"""Texts to route: the embedded corpus, local files, and their packing into sequences.
+"""A corpus that needs no network and ships no text.
 
-The embedded corpus needs no network and ships no text: it is read from the Python packages that
-this project installs anyway (source, headers, documentation, translations, licences), plus
-mathematics generated from a seed. The same pinned packages give the same text everywhere, but for
-a few Python sources that newer versions of Python print differently.
+It is read from the Python packages that this project installs anyway (source, headers,
+documentation, translations, licences), plus mathematics generated from a seed. The same pinned
+packages give the same text everywhere, but for a few Python sources that newer versions of Python
+print differently.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from lrc.errors import LrcError
+from lrc.corpora.packing import CorpusError
 
 DOMAINS = (
     "python",
@@ -34,42 +32,12 @@ DOMAINS = (
 )
 """Domains of the embedded corpus."""
 
-SEQUENCE_LENGTH = 512
-"""Tokens of one sequence, as in the paper."""
-
 _DOMAIN_CHARACTERS = 3_000_000  # Per domain and split: more than any toy run reads.
 _DOCUMENT_CHARACTERS = 60_000  # A single huge file must not dominate its domain.
 _HELD_OUT_PERCENT = {"licence": 15, "javascript": 12}  # Small domains need a larger share.
 _HELD_OUT_PERCENT_DEFAULT = 8
 
-
-class CorpusError(LrcError):
-    """A corpus is unknown, unreadable or too small."""
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Packed token sequences, each of one domain.
-
-    Attributes
-    ----------
-    token_ids : numpy.ndarray
-        int32 array ``[sequences, tokens]``.
-    datasets : tuple of str
-        Domain label of each sequence.
-    """
-
-    token_ids: np.ndarray
-    datasets: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.token_ids)
-
-    def fingerprint(self) -> str:
-        """Return a short hash of tokens and labels: equal texts, equal tokenizer."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.token_ids, "<i4").tobytes())
-        digest.update("\n".join(self.datasets).encode())
-        return digest.hexdigest()[:16]
+Wanted = Callable[[str], bool]  # Says of a document's key whether its text is wanted.
 
 
 def embedded(split: str = "train", domains: Iterable[str] = DOMAINS) -> dict[str, list[str]]:
@@ -94,168 +62,24 @@ def embedded(split: str = "train", domains: Iterable[str] = DOMAINS) -> dict[str
     CorpusError
         If a domain or split is unknown.
     """
+    domains = tuple(domains)
+    for domain in domains:
+        check_domain(domain, split)
+    return {domain: list(read_domain(domain, split)) for domain in domains}
+
+
+def check_domain(domain: str, split: str) -> None:
+    """Refuse a domain or split that the embedded corpus has not."""
     if split not in ("train", "held-out"):
         raise CorpusError(f"split {split!r} is unknown: use 'train' or 'held-out'")
-    domains = tuple(domains)
-    unknown = [domain for domain in domains if domain not in DOMAINS]
-    if unknown:
+    if domain not in DOMAINS:
         raise CorpusError(
-            f"the embedded corpus has no domain {unknown[0]!r}: choose from {', '.join(DOMAINS)}"
+            f"the embedded corpus has no domain {domain!r}: choose from {', '.join(DOMAINS)}"
         )
-    return {domain: list(_documents(domain, split)) for domain in domains}
 
 
-def pack(documents: Iterable[str], tokenizer, length: int = SEQUENCE_LENGTH) -> np.ndarray:
-    """Concatenate documents, each closed by the end-of-text token, and cut into sequences.
-
-    Parameters
-    ----------
-    documents : iterable of str
-    tokenizer : transformers tokenizer
-        Called without special tokens; its ``eos_token_id`` closes each document.
-    length : int
-        Tokens of a sequence; an incomplete last sequence is dropped.
-
-    Returns
-    -------
-    numpy.ndarray
-        int32 array ``[sequences, tokens]``.
-    """
-    if tokenizer is None:
-        raise CorpusError("there is no tokenizer: give the one that the model was trained with")
-    if tokenizer.eos_token_id is None:
-        raise CorpusError("the tokenizer has no end-of-text token: set tokenizer.eos_token first")
-    documents = list(documents)
-    ids: list[int] = []
-    # A chunk at a time: fast tokenizers work in parallel over a batch.
-    for start in range(0, len(documents), 256):
-        batch = tokenizer(documents[start : start + 256], add_special_tokens=False)["input_ids"]
-        for document in batch:
-            ids.extend(document)
-            ids.append(tokenizer.eos_token_id)
-    count = len(ids) // length
-    return np.asarray(ids[: count * length], np.int32).reshape(count, length)
-
-
-def sequences(
-    tokenizer,
-    corpus: str | Path | dict[str, list[str]] = "embedded",
-    *,
-    per_domain: int = 12,
-    length: int = SEQUENCE_LENGTH,
-    split: str = "held-out",
-) -> Sequences:
-    """Pack a corpus into the same number of sequences per domain.
-
-    Parameters
-    ----------
-    tokenizer : transformers tokenizer
-    corpus : str, path or dict
-        ``"embedded"``, documents by domain, or a local file or folder: ``.txt``/``.md`` (a
-        document a file), ``.jsonl`` (field ``text``, optional field ``dataset``) or ``.parquet``
-        (the same columns). In a folder each file is a domain, named after the file.
-    per_domain : int
-        Sequences per domain.
-    length : int
-        Tokens per sequence.
-    split : {"train", "held-out"}
-        Of the embedded corpus.
-
-    Returns
-    -------
-    Sequences
-
-    Raises
-    ------
-    CorpusError
-        If the corpus is missing, unreadable, or a domain has too little text; the message says
-        which and how much there is.
-    """
-    if per_domain < 1 or length < 1:
-        raise CorpusError(f"per_domain ({per_domain}) and length ({length}) must be at least 1")
-    if isinstance(corpus, dict):
-        texts = corpus
-    elif str(corpus) == "embedded":
-        texts = embedded(split)
-    else:
-        texts = _local(Path(corpus))
-    parts, labels = [], []
-    for domain, documents in texts.items():
-        packed = pack(_enough(documents, per_domain * length), tokenizer, length)[:per_domain]
-        if len(packed) < per_domain:
-            raise CorpusError(
-                f"domain {domain!r} of corpus {_name(corpus)} fills {len(packed)} sequences of "
-                f"{length} tokens, {per_domain} are wanted: lower per_domain or add text"
-            )
-        parts.append(packed)
-        labels += [domain] * per_domain
-    if not parts:
-        raise CorpusError(f"corpus {_name(corpus)} holds no documents")
-    return Sequences(np.concatenate(parts), tuple(labels))
-
-
-def _name(corpus) -> str:
-    return "given as a dict" if isinstance(corpus, dict) else repr(str(corpus))
-
-
-def _enough(documents: list[str], tokens: int) -> Iterator[str]:
-    """Yield documents until they surely fill `tokens`: no tokenizer here averages 12 bytes."""
-    characters = 0
-    for document in documents:
-        yield document
-        characters += len(document)
-        if characters > 12 * tokens:
-            return
-
-
-# --- local files -----------------------------------------------------------------------------
-
-
-def _local(path: Path) -> dict[str, list[str]]:
-    if not path.exists():
-        raise CorpusError(f"no corpus at {path}: give 'embedded', a text file or a folder")
-    files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-    texts: dict[str, list[str]] = {}
-    for file in files:
-        for domain, document in _read(file):
-            texts.setdefault(domain, []).append(document)
-    return texts
-
-
-def _read(file: Path) -> Iterator[tuple[str, str]]:
-    suffix = file.suffix.lower()
-    try:
-        if suffix == ".parquet":
-            import pandas as pd
-
-            rows = pd.read_parquet(file).to_dict("records")
-        elif suffix in (".jsonl", ".ndjson"):
-            # Not splitlines, which also splits at separators that JSON strings may contain.
-            lines = file.read_text("utf-8").split("\n")
-            rows = [json.loads(line) for line in lines if line.strip()]
-        elif suffix in (".txt", ".md", ".rst", ""):
-            rows = [{"text": file.read_text("utf-8")}]
-        else:
-            raise CorpusError(f"{file}: cannot read {suffix} as text; use .txt, .jsonl or .parquet")
-    except (OSError, ValueError) as error:
-        if isinstance(error, CorpusError):
-            raise
-        raise CorpusError(f"{file}: not readable as a corpus ({error})") from error
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise CorpusError(f"{file}: record {number} has no string field 'text'")
-        label = row.get("dataset")
-        yield file.stem if label is None else str(label), row["text"]
-
-
-# --- the embedded corpus ---------------------------------------------------------------------
-
-Wanted = Callable[[str], bool]  # Says of a document's key whether its text is wanted.
-
-
-def _documents(domain: str, split: str) -> Iterator[str]:
+def read_domain(domain: str, split: str) -> Iterator[str]:
+    """Yield the documents of one domain."""
     if domain == "mathematics":
         yield from _mathematics(seed=1 if split == "train" else 2)
         return
@@ -283,7 +107,7 @@ def _distributions() -> tuple[metadata.Distribution, ...]:
     The list, in ``data/corpus_packages.txt``, leaves out what differs from platform to platform;
     a package installed later does not change the corpus.
     """
-    listed = set((Path(__file__).parent / "data" / "corpus_packages.txt").read_text().split())
+    listed = set((Path(__file__).parents[1] / "data" / "corpus_packages.txt").read_text().split())
     found = {}
     for distribution in metadata.distributions():
         name = (distribution.metadata["Name"] or "").lower()
