@@ -4,8 +4,12 @@ The kernels run in Triton's interpreter, in a process of its own (`gpu_interpret
 choice is made when Triton is imported.
 """
 
+import os
 import pickle
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from hypothesis import given
 from strategies import traces
 
 import lrc
+from lrc import kernels
 from lrc.trace import concat_traces
 
 torch = pytest.importorskip("torch")
@@ -74,3 +79,62 @@ def on_torch(trace):
     parts = {name: getattr(trace, name) for name in trace.__slots__}
     experts = torch.from_numpy(np.array(parts.pop("experts")))
     return lrc.Trace._adopt(experts, parts.pop("num_experts"), **parts)
+
+
+def test_the_kernels_in_the_interpreter_give_the_integers_of_the_cpu():
+    pytest.importorskip("triton", reason="Triton has no wheel for this machine")
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "--no-header", here / "gpu_interpreted.py"],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=here.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
+
+
+@pytest.mark.parametrize("compute_capability", [80, 90])
+def test_every_kernel_compiles_for_a_gpu(compute_capability, monkeypatch):
+    """To machine code, with the arguments of real launches: no GPU is needed for that."""
+    triton = pytest.importorskip("triton", reason="Triton has no wheel for this machine")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("TRITON_INTERPRET=1 is set, which turns the compiler off")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.runtime import JITFunction
+
+    compiled = set()
+
+    def compile_only(kernel, *args, grid, warmup, **named):
+        names = [parameter.name for parameter in kernel.params]
+        values = dict(zip(names, args, strict=False)) | named
+        constant = {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
+        types = {name: type_of(values[name]) for name in names if name not in constant}
+        program = triton.compile(
+            ASTSource(kernel, types | dict.fromkeys(constant, "constexpr"), constant),
+            target=GPUTarget("cuda", compute_capability, 32),
+            options={name: value for name, value in named.items() if name not in names},
+        )
+        assert program.asm["cubin"]
+        compiled.add(kernel.__name__)
+
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    rng = np.random.default_rng(0)
+    trace = lrc.Trace(rng.random((2, 5, 3, 128)).argsort(axis=-1)[..., :8], 128)
+    there, lengths, sequences = on_torch(trace).experts, trace.lengths, np.arange(2)
+    # Nothing is counted, so nothing is compared.
+    kernels.count_windows(there, lengths, sequences, 2, np.arange(3), np.arange(128), (2, 4))
+    kernels.count_windows_by_position(there, lengths, sequences, 2, np.arange(3), 128, 2)
+    for policy in (kernels.LRU, kernels.LFU, kernels.BELADY, kernels.LOOKAHEAD, kernels.STATIC):
+        for shared in (False, True):
+            kernels.count_new_hits(policy, 4, there, lengths, sequences, 128, shared)
+    windows = {"_count_windows", "_count_changes"}
+    assert compiled == windows | {"lru", "static", "find_next_uses", "priority"}
+
+
+def type_of(value):
+    """Type of a kernel's argument, as Triton writes it."""
+    if isinstance(value, torch.Tensor):
+        return {torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64"}[value.dtype]
+    return "i32" if abs(value) < 2**31 else "i64"

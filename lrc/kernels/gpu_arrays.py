@@ -13,8 +13,10 @@ import numpy as np
 from lrc.errors import LrcError
 
 INTERPRETER = "interpreter"
-# A tenth of an 80 GB card: long launches, and room for what else is on it.
-BLOCK_BYTES = 1 << 33
+# Long launches, and much room for the trace and for what else is on the card.
+BLOCK_BYTES = 1 << 32
+# What is copied to a device at a time.
+PART_BYTES = 1 << 28
 # The interpreter's arrays are small anyway; several blocks test what is between them.
 INTERPRETER_BLOCK_BYTES = 1 << 14
 
@@ -37,7 +39,7 @@ def to_device(array: np.ndarray, device):
                 f"device {INTERPRETER!r} is Triton's interpreter, for tests: set "
                 "TRITON_INTERPRET=1 before Python starts"
             )
-        return torch.from_numpy(np.array(array))
+        return _sent(array, torch.device("cpu"))
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -49,7 +51,25 @@ def to_device(array: np.ndarray, device):
             f"device {device!r} is not there: PyTorch {torch.__version__} sees "
             f"{torch.cuda.device_count()} CUDA devices; the CPU needs no .to()"
         )
-    return torch.from_numpy(np.array(array)).to(wanted)
+    return _sent(array, wanted)
+
+
+def _sent(array, device):
+    """Copy an array to a device, in parts: the host holds no second copy of a large one."""
+    torch = load_torch()
+    kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    tensor = torch.empty(array.shape, dtype=kind, device=device)
+    step = max(1, PART_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, len(array), step):
+        # A copy, since torch warns of arrays that are read-only, as those of a trace are.
+        part = torch.from_numpy(np.array(array[start : start + step]))
+        tensor[start : start + step].copy_(part)
+    return tensor
+
+
+def to_device_of(tensor, array: np.ndarray):
+    """Return a small array as a tensor that lies where another one does."""
+    return _sent(array, tensor.device)
 
 
 def device_name(array) -> str:
