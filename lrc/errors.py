@@ -11,3 +11,7 @@ class TraceError(LrcError):
 
 class RecordError(LrcError):
     """Routing of a model cannot be recorded, or was not recorded completely."""
+
+
+class ModelError(LrcError):
+    """A model is unknown, out of reach, incomplete, or not one to record."""

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lrc.errors import LrcError
+from lrc.conversions import Conversion, find_conversion
+from lrc.errors import LrcError, ModelError
+from lrc.paper_models import OWN_CODE_TYPES, ROUTES, paper_models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = ["ROUTES", "LoadedModel", "ModelError", "load_model", "paper_models"]
+
 TOY = "toy:"
 
-
-class ModelError(LrcError):
-    """A model is unknown, out of reach, incomplete, or not one to record."""
+# A stack and the number of a layer in the name of a weight.
+_LAYER = re.compile(r"^(.*?\b(?:layers?|h|blocks?))\.(\d+)\.")
 
 
 class LoadedModel(NamedTuple):
@@ -49,7 +53,9 @@ def load_model(
     """Load a Mixture-of-Experts model and its tokenizer, ready to record.
 
     Before any weights are fetched, the architecture is checked for MoE layers that can be recorded.
-    Only safetensors files are read, never pickles.
+    Only safetensors files are read, never pickles. Of some models of the paper, the files are
+    translated for a native class that computes the same (see `lrc.models.paper_models`); which
+    ones, is told from their configuration, be it on the hub or in a folder.
 
     Parameters
     ----------
@@ -62,8 +68,9 @@ def load_model(
         Default: the first GPU if there is one, else the CPU. To spread a model over devices, give
         ``device_map="auto"`` instead.
     trust_remote_code : bool
-        Let the repository's own code build the model. Refused for code written for transformers 4:
-        it does not run on transformers 5, or runs wrongly.
+        Let the repository's own code build the model. On transformers 5, refused for code written
+        for transformers 4: it does not run there, or runs wrongly. Install transformers 4.57 for
+        it, where such a model runs without a KV cache.
     revision : str, optional
         Branch, tag or commit on the hub.
     **options
@@ -88,14 +95,24 @@ def load_model(
     name = os.fspath(name_or_path)
     source = _source(name)
     with _quiet(), _one_line(name):
-        config = _config(source, trust_remote_code, revision, options)
         hub = _hub(revision, options)
-        auto_class = _check_architecture(config, name, source, trust_remote_code, hub)
+        fields = _fields(source, hub)
+        remote = trust_remote_code and bool(fields.get("auto_map"))
+        _check_version(fields, name, remote)
+        conversion = None if remote else find_conversion(fields)
+        if conversion is None:
+            config = _config(source, trust_remote_code, hub)
+            loader, skeleton = _skeleton(config, name, source, remote, hub)
+        else:
+            config, loader = conversion.config, conversion.model_class
+            skeleton = _without_weights(loader, config)
+            options = {"key_mapping": conversion.renames} | options
+        _check_layers(skeleton, name)
         if device is None and "device_map" not in options:
             device = _default_device()
         # Before the weights: what is wrong with it shows before they are downloaded.
-        tokenizer = _tokenizer(source, trust_remote_code, revision, options)
-        model, loading = auto_class.from_pretrained(
+        tokenizer = _tokenizer(source, trust_remote_code, hub)
+        model, loading = loader.from_pretrained(
             source,
             config=config,
             dtype="auto" if dtype is None else dtype,
@@ -106,7 +123,9 @@ def load_model(
             ignore_mismatched_sizes=True,  # so that _check_complete can name them
             **options,
         )
-        _check_complete(loading, name)
+        _check_complete(model, loading, name, conversion.added if conversion else None)
+        if conversion is not None and conversion.finish is not None:
+            _finish(model, conversion, name)
     if name.startswith(TOY):
         model.config._name_or_path = name
     if device is not None:
@@ -139,42 +158,72 @@ def _hub(revision, options) -> dict:
     return {"revision": revision} | {key: options[key] for key in names if key in options}
 
 
-def _config(source, trust_remote_code, revision, options):
+def _fields(source, hub) -> dict:
+    """Content of config.json, whether or not transformers knows the architecture."""
+    from transformers import PretrainedConfig
+
+    return PretrainedConfig.get_config_dict(source, **hub)[0]
+
+
+def _check_version(fields, name, remote):
+    """Refuse what this version of transformers cannot run, or runs wrongly."""
+    import transformers
+
+    version = transformers.__version__
+    recent = int(version.split(".")[0]) >= 5
+    legacy = "install transformers 4.57 in an environment of its own"
+    kind = fields.get("model_type")
+    written_for = str(fields.get("transformers_version") or "4")
+    old_code = int(written_for.split(".")[0]) < 5
+    if kind == "nllb-moe" and recent and not remote:
+        raise ModelError(
+            f"{name}: NLLB-MoE runs wrongly on transformers {version}, where every token uses "
+            f"experts 0 and 1; {legacy}"
+        )
+    if remote and old_code and recent:
+        cure = f"{legacy} for it"
+        if kind not in OWN_CODE_TYPES:
+            cure = f"try trust_remote_code=False, else {cure}"
+        raise ModelError(
+            f"{name}: its own code is for transformers {written_for} and does not run rightly on "
+            f"{version}; {cure}"
+        )
+    if remote and kind == "mixtral" and "scale_factor" in fields:
+        raise ModelError(
+            f"{name}: its own code does not run on transformers {version} (4.55.4 is its last); "
+            "leave trust_remote_code off, then lrc loads it into a native class that computes "
+            "the same"
+        )
+    if kind in OWN_CODE_TYPES and not remote:
+        cure = "give trust_remote_code=True"
+        raise ModelError(
+            f"{name}: {OWN_CODE_TYPES[kind]} runs with its own code only, on transformers 4; "
+            + (f"{legacy} and {cure} there" if recent else cure)
+        )
+
+
+def _config(source, trust_remote_code, hub):
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(
-        source, trust_remote_code=trust_remote_code, **_hub(revision, options)
-    )
+    return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **hub)
 
 
-def _tokenizer(source, trust_remote_code, revision, options):
+def _tokenizer(source, trust_remote_code, hub):
     from transformers import AutoTokenizer
 
     if Path(source).is_dir():
         names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
         if not any((Path(source) / name).is_file() for name in names):
             return None
-    return AutoTokenizer.from_pretrained(
-        source, trust_remote_code=trust_remote_code, **_hub(revision, options)
-    )
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **hub)
 
 
-def _check_architecture(config, name, source, trust_remote_code, hub):
-    """Build the model without weights, look for MoE layers; return the class that loads it."""
-    import torch
+def _skeleton(config, name, source, remote, hub):
+    """Return the class that loads the model, and the model without weights."""
     import transformers
+    from accelerate import init_empty_weights
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    from lrc.moe_layers import RecordError, find_moe_layers
-
-    remote = trust_remote_code and getattr(config, "auto_map", None)
-    written_for = str(getattr(config, "transformers_version", None) or "4")
-    if remote and int(written_for.split(".")[0]) < 5:
-        raise ModelError(
-            f"{name}: its own code is for transformers {written_for} and does not run rightly on "
-            f"{transformers.__version__}; try trust_remote_code=False, else install "
-            "transformers 4.57 in an environment of its own"
-        )
     classes = (
         transformers.AutoModelForCausalLM,
         transformers.AutoModelForSeq2SeqLM,
@@ -187,29 +236,79 @@ def _check_architecture(config, name, source, trust_remote_code, hub):
             f"{name}: {type(config).__name__} has no language model class in transformers "
             f"{transformers.__version__}"
         )
-    code = (remote or {}).get(auto_class.__name__)
+    code = config.auto_map.get(auto_class.__name__) if remote else None
+    if code is None:
+        return auto_class, _without_weights(auto_class, config)
+    if int(transformers.__version__.split(".")[0]) < 5:
+        config.use_cache = False  # Caches of old code are not those of transformers 4.57.
+    # from_config would run the newest code rather than that of the revision.
+    own_class = get_class_from_dynamic_module(code, source, **hub)
+    with init_empty_weights():  # Buffers are real: old code computes with them when it is built.
+        return auto_class, own_class._from_config(config)
+
+
+def _without_weights(loader, config):
+    import torch
+
     with torch.device("meta"):
-        if code:  # from_config would run the newest code rather than that of the revision.
-            skeleton = get_class_from_dynamic_module(code, source, **hub)._from_config(config)
-        else:
-            skeleton = auto_class.from_config(config, trust_remote_code=False)
+        if hasattr(loader, "from_config"):
+            return loader.from_config(config, trust_remote_code=False)
+        return loader(config)
+
+
+def _check_layers(skeleton, name):
+    from lrc.moe_layers import RecordError, find_moe_layers
+
     try:
         find_moe_layers(skeleton)
     except RecordError as error:
         raise ModelError(f"{name}: {error}") from error
-    return auto_class
 
 
-def _check_complete(loading, name):
-    """transformers fills what a checkpoint lacks with random numbers, with a warning at most."""
+def _check_complete(model, loading, name, added):
+    """transformers fills what a checkpoint lacks with random numbers, with a warning at most.
+
+    It also passes over what the configuration does not mention, such as the upper half of a model.
+    """
+    import transformers
+
     for kind, text in (("missing_keys", "are missing"), ("mismatched_keys", "have another shape")):
         keys = loading.get(kind) or ()
         names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
+        names = [key for key in names if not (added and re.search(added, key))]
         if names:
             raise ModelError(
                 f"{name}: {len(names)} weights {text} in its files, such as {names[0]}; the "
                 "download is incomplete, or the class does not fit the checkpoint"
             )
+    unread = {key: _LAYER.match(key) for key in sorted(loading.get("unexpected_keys") or ())}
+    stacks = {match[1] for match in map(_LAYER.match, model.state_dict()) if match}
+    # Not those of another tower, of position embeddings, nor of a layer that looks further ahead.
+    ahead = {match[0] for key, match in unread.items() if match and "eh_proj" in key}
+    passed = [
+        key
+        for key, match in unread.items()
+        if match and match[1] in stacks and match[0] not in ahead and "rotary_emb" not in key
+    ]
+    if passed:
+        raise ModelError(
+            f"{name}: its files hold {len(passed)} weights for which its configuration has no "
+            f"place, such as {passed[0]}; the configuration is of another model, or uses names "
+            f"that transformers {transformers.__version__} does not know"
+        )
+
+
+def _finish(model, conversion: Conversion, name):
+    import torch
+
+    if any(weight.is_meta or not weight.is_floating_point() for weight in model.parameters()):
+        raise ModelError(
+            f"{name}: {conversion.name} is converted while it is loaded, which needs its weights "
+            "in memory and not quantized; leave out quantization_config, and give a device_map "
+            "that offloads nothing"
+        )
+    with torch.no_grad():
+        conversion.finish(model)
 
 
 def _default_device():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from paper_shapes import configuration
 from tiny_models import random_tokens, tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -211,6 +212,7 @@ def test_code_is_of_the_revision(monkeypatch):
         fetched.append((names, options["revision"]))
         raise OSError("not there")
 
+    monkeypatch.setattr(lrc.models, "_fields", lambda *_: config.to_dict())
     monkeypatch.setattr(lrc.models, "_config", lambda *_: config)
     monkeypatch.setattr("transformers.dynamic_module_utils.cached_file", file)
     with pytest.raises(lrc.ModelError):
@@ -226,3 +228,77 @@ def test_chatter_is_as_before(saved):
     assert logger.get_verbosity() == logger.INFO
     logger.set_verbosity(before[0])
     assert logger.is_progress_bar_enabled() == before[1]
+
+
+RECENT = int(transformers.__version__.split(".")[0]) >= 5
+
+
+def bare(folder, **config):
+    """A repository of which only the configuration is looked at."""
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.skipif(not RECENT, reason="runs rightly on transformers 4")
+def test_nllb_is_refused_where_it_runs_wrongly(tmp_path):
+    text = message(bare(tmp_path, model_type="nllb-moe", architectures=["NllbMoeModel"]))
+    assert "every token uses experts 0 and 1; install transformers 4.57" in text
+
+
+@pytest.mark.skipif(not RECENT, reason="runs rightly on transformers 4")
+def test_nllb_still_runs_wrongly():
+    """When this fails, transformers was mended and the refusal can go."""
+    config = transformers.NllbMoeConfig(
+        **{"d_model": 16, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "vocab_size": 50},
+        **{"encoder_layers": 1, "decoder_layers": 1, "encoder_sparse_step": 1, "num_experts": 8},
+        **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "expert_capacity": 64},
+    )
+    model = transformers.NllbMoeForConditionalGeneration(config).eval()
+    used = set()
+    for number, expert in enumerate(model.model.encoder.layers[0].ffn.experts.values()):
+        expert.register_forward_hook(lambda *_, number=number: used.add(number))
+    with torch.no_grad():
+        model(torch.arange(5, 45)[None], decoder_input_ids=torch.tensor([[2]]))
+    assert used == {0, 1}
+
+
+@pytest.mark.parametrize("kind", ["llama_moe", "openmoe", "yuan"])
+def test_models_that_need_their_own_code(tmp_path, kind):
+    auto_map = {"AutoModelForCausalLM": "modeling_own.Own"}
+    bare(tmp_path, model_type=kind, auto_map=auto_map, transformers_version="4.31.0")
+    text = message(tmp_path)
+    assert "runs with its own code only" in text
+    assert "trust_remote_code=True" in text
+    if RECENT:
+        assert "install transformers 4.57" in text
+        trusted = message(tmp_path, trust_remote_code=True)
+        assert "install transformers 4.57" in trusted
+        assert "trust_remote_code=False" not in trusted, "it would not help"
+
+
+def test_own_code_of_llama_moe_v2_is_refused(tmp_path):
+    bare(tmp_path, **configuration("llamamoe2"))
+    text = message(tmp_path, trust_remote_code=True)
+    assert "trust_remote_code=False" in text if RECENT else "leave trust_remote_code off" in text
+
+
+def test_layers_that_the_configuration_overlooks(copied):
+    """As of jetmoe-8b-chat: its 24 layers, read with names that mean 12 of them."""
+    edit_config(copied, num_hidden_layers=2, layer_types=["full_attention"] * 2)
+    text = message(copied)
+    assert "weights for which its configuration has no place, such as model.layers.2." in text
+
+
+def test_older_names_of_jetmoe_are_read():
+    from lrc.conversions import find_conversion
+
+    config = configuration("jetmoechat")
+    assert "num_hidden_layers" not in config
+    assert transformers.JetMoeConfig(**config).num_hidden_layers == 12, "the trap"
+    native = find_conversion(config).config
+    assert native.num_hidden_layers == 24
+    assert native.num_key_value_heads == 2
+    assert native.num_local_experts == 8
+    assert native.intermediate_size == config["ffn_hidden_size"]
+    current = transformers.JetMoeConfig(num_hidden_layers=3).to_dict()
+    assert find_conversion(current) is None
