@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lrc.conversions import Conversion, find_conversion
-from lrc.errors import LrcError, ModelError
+from lrc.errors import LrcError, ModelError, RecordError
 from lrc.paper_models import OWN_CODE_TYPES, ROUTES, paper_models
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _without_weights(loader, config):
 
 
 def _check_layers(skeleton, name):
-    from lrc.moe_layers import RecordError, find_moe_layers
+    from lrc.moe_layers import find_moe_layers
 
     try:
         find_moe_layers(skeleton)
