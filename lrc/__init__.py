@@ -23,6 +23,7 @@ _LAZY: dict[str, str] = {
     "ModelError": "lrc.models",
     "Recorder": "lrc.recorder",
     "load_model": "lrc.models",
+    "load_routes": "lrc.importers",
     "record": "lrc.recording",
 }
 _LAZY_MODULES: tuple[str, ...] = (
@@ -31,6 +32,7 @@ _LAZY_MODULES: tuple[str, ...] = (
     "contrasts",
     "corpora",
     "curves",
+    "importers",
     "models",
     "specialists",
     "toy_comparison",

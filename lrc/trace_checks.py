@@ -52,16 +52,20 @@ def checked_lengths(lengths, num_sequences, num_tokens):
 
 
 def checked_experts(given, lengths, num_experts):
-    info = np.iinfo(np.int16)
-    fits = np.can_cast(given.dtype, np.int16) or not given.size
-    if not fits and (given.min() < info.min or given.max() > info.max):
-        # Clipped, not wrapped: what was out of range stays so (and may lie past a length).
-        experts = np.clip(given, -2 if given.dtype.kind == "i" else 0, info.max).astype(np.int16)
-    else:
-        experts = np.array(given, np.int16, order="C")
+    experts = as_int16(given)
     _blank_past(experts, lengths, -1)
     check_experts(experts, lengths, num_experts, "experts", given)
     return experts
+
+
+def as_int16(given):
+    """Copy of integers, clipped where they do not fit: what was out of range stays so."""
+    info = np.iinfo(np.int16)
+    fits = np.can_cast(given.dtype, np.int16) or not given.size
+    if not fits and (given.min() < info.min or given.max() > info.max):
+        # Not wrapped (what does not fit may also lie past a length).
+        return np.clip(given, -2 if given.dtype.kind == "i" else 0, info.max).astype(np.int16)
+    return np.array(given, np.int16, order="C")
 
 
 def check_experts(experts, lengths, num_experts, name, given=None):
