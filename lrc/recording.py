@@ -1,35 +1,32 @@
-"""The loop around a recorder: run a model over a corpus, batch by batch, into a trace."""
+"""Record a corpus: the routing of a model over it, in memory or in a file that survives crashes."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
-from itertools import islice
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import partial
 from os import PathLike
+from pathlib import Path
 
-import numpy as np
-import torch
 from torch import nn
 
-from lrc.moe_layers import RecordError
+from lrc import trace_file
+from lrc.corpus_run import ALONE, CorpusRun, Note, check_same, check_same_kind
+from lrc.errors import TraceError
+from lrc.part_store import PartStore
+from lrc.ranks import checked_shard, ranked
 from lrc.recorder import Recorder
 from lrc.trace import Trace
-from lrc.trace_file import TraceWriter, load_trace
+from lrc.trace_file import TraceFile, TraceWriter, iter_trace, load_trace
+from lrc.whole_files import put_in_place, writing
 
-# Expert ids held in memory before a part is written to the file: 64 MB.
-_PART_IDS = 1 << 25
+PART_SECONDS = 60
+"""A part is written when a row group is full, and at least this often: no crash costs more."""
 
-# Fields of a batch that are no input of the model, or would only cost time.
-_LABELS = ("dataset", "datasets")
-_DROPPED = (*_LABELS, "labels", "special_tokens_mask", "offset_mapping", "length", "text")
-
-_FORMS = (
-    "give batches as a tokenizer returns them, integer arrays [sequences, tokens], or sequences "
-    "of token ids (for text, see lrc.corpora.sequences)"
-)
-
-Batch = tuple[dict[str, torch.Tensor], list[str]]
+STACKS = ("encoder", "decoder")
+# Parts live for the time of a run only, so they are written fast rather than small.
+_PART_COMPRESSION = 1
 
 
 def record(
@@ -43,7 +40,9 @@ def record(
     weights: bool = False,
     predictions: bool = True,
     batch_size: int = 8,
-) -> Trace:
+    shard: tuple[int, int] | None = None,
+    load: bool = True,
+) -> Trace | dict[str, Trace] | None:
     """Run a model over a corpus and record its routing.
 
     Parameters
@@ -58,7 +57,7 @@ def record(
         - one such mapping or array, or an iterable of single sequences of token ids, which may
           differ in length. They run `batch_size` at a time, padded on the right.
     out : path, optional
-        Write the trace to this file while it is recorded; the file appears, whole, at the end.
+        Write the trace to this file while it is recorded, see Notes.
     datasets : str or iterable of str, optional
         Label of all sequences, or of each.
     progress : bool
@@ -68,225 +67,208 @@ def record(
     batch_size : int
         Sequences of one forward pass, where `batches` is not cut into batches already. Results do
         not depend on it, beyond rounding inside the model.
+    shard : tuple of int, optional
+        Number of this process, and how many share the corpus: of n processes the i-th runs batches
+        i, i + n, i + 2n, … and writes ``NAME.rankIofN.parquet`` for ``out="NAME.parquet"``.
+        By default what torchrun or ``accelerate launch`` say, (0, 1) outside them.
+        `load_trace` puts the shards together.
+    load : bool
+        With `out`: read the finished file and return it. False returns None, for a trace that is
+        larger than memory.
 
     Returns
     -------
     Trace
-        Also with `out`: what is then in the file.
+        Also with `out`: what is then in the file. Of an encoder-decoder a dict, a trace for each
+        stack. ``meta["batches"]`` has the number of batches and a hash of all their inputs.
 
     Raises
     ------
     RecordError
-        Batches in no such form, ids beyond the vocabulary, labels that do not fit; and whatever
-        `Recorder` raises.
+        Batches in no such form, ids beyond the vocabulary, labels that do not fit; batches, model
+        or settings that are not those of the recording to be continued; and whatever `Recorder`
+        raises.
     TraceError
-        If `out` cannot be written.
+        If `out` cannot be written, or another process is writing it.
+
+    Notes
+    -----
+    With `out` no more than one row group of the trace is in memory. Whenever one is full, and at
+    least every minute, it is written to the folder ``NAME.parquet.parts``. After an error, an
+    interruption or a crash, the same call goes on from there: batches already recorded are
+    compared, not run again, except one that must be routed as before. At the end the parts become
+    the file, which has the same bytes as if nothing had happened, and the folder disappears. It
+    needs as much room again as the file.
+
+    A file that is there already is never overwritten. If it is the finished recording of the same
+    batches by the same model, it is returned, otherwise refused. An encoder-decoder gets two
+    files, ``NAME.encoder.parquet`` and ``NAME.decoder.parquet``.
     """
-    from tqdm.auto import tqdm
-
-    if batch_size < 1:
-        raise RecordError(f"batch_size is {batch_size}, but must be at least 1")
     recorder = Recorder(model, mode, weights, predictions=predictions)
-    takes_cache = "use_cache" in inspect.signature(model.forward).parameters
-    options = {"use_cache": False} if takes_cache else {}
-    vocabulary = _vocabulary(model)
-    device = _device(model)
-    labels: list[str] = []
-    done = 0
+    shard = checked_shard(shard, model)
+    run = CorpusRun(recorder, batches, datasets, batch_size, shard, progress)
+    if out is None:
+        kept = _InMemory(shard)
+        return kept.traces(run.run(kept))
+    settings = {"mode": mode, "weights": weights, "predictions": predictions, "shard": shard}
+    with _InFiles(ranked(Path(out), *shard), model, shard, settings) as kept:
+        paths = kept.files(run.run(kept))
+    if not load:
+        return None
+    return _alone({stack: load_trace(path) for stack, path in paths.items()})
 
-    def take_part() -> Trace:
-        part = recorder.trace(labels or None)
-        recorder.clear()
-        labels.clear()
-        return part
 
-    was_training = model.training
-    bar = tqdm(total=_total(batches), unit=" sequences", disable=not progress, desc="Recording")
-    with bar, nullcontext() if out is None else TraceWriter(out) as writer:
-        model.eval()
+class _InMemory:
+    """Keeps everything in the recorder until the end."""
+
+    finished = False
+    place = "memory"
+
+    def __init__(self, shard):
+        self.notes = []
+        self._shard = shard
+        self._traces = None
+
+    def wants(self, recorder):
+        return False
+
+    def keep(self, traces, note):
+        self._traces = traces
+        self.notes.append(note)
+
+    def traces(self, corpus: Note):
+        for trace in self._traces.values():
+            trace.meta = trace.meta | _origin(corpus, self._shard, self.notes)
+        return _alone(self._traces)
+
+
+class _InFiles:
+    """Keeps finished parts in a folder, and makes the file of them at the end."""
+
+    def __init__(self, out: Path, model: nn.Module, shard: tuple[int, int], settings: dict):
+        # As a writer would, before the model runs.
+        TraceWriter(out)
+        self.place = self._out = out
+        self._shard = shard
+        self._store = PartStore(out.with_name(out.name + ".parts"), settings)
         try:
-            with recorder, torch.no_grad():
-                for inputs, given in _labelled(_iterate(batches, batch_size), datasets):
-                    tokens = inputs["input_ids"]
-                    _check_vocabulary(tokens, vocabulary, done)
-                    model(**{name: value.to(device) for name, value in inputs.items()}, **options)
-                    labels += given
-                    done += len(tokens)
-                    bar.update(len(tokens))
-                    if writer is not None and recorder.num_ids >= _PART_IDS:
-                        writer.append(take_part())
-        finally:
-            model.train(was_training)
-        if not done:
-            raise RecordError("batches is empty: there is nothing to record")
-        if writer is None:
-            return take_part()
-        if recorder.num_sequences:
-            writer.append(take_part())
-    return load_trace(out)
+            self.notes = [Note(**note) for note in self._store.notes]
+            stacks = _stacks(model)
+            if self.notes:
+                stacks = [s for s in stacks if self._store.paths(_ending(s))]
+            there = {s: self._path(s) for s in stacks if self._path(s).is_file()}
+            # Of a pair that was interrupted between the two names the parts are still there.
+            self.finished = bool(there) and (not self.notes or len(there) == len(stacks))
+            if self.finished:
+                self._files, self.notes = there, [_note_of(next(iter(there.values())), shard)]
+            elif self.notes:
+                self._files = {s: self._store.path(0, _ending(s)) for s in stacks}
+            self._first = _kinds(self._files) if self.notes else None
+        except BaseException:
+            self._store.close()
+            raise
+        self._since = time.monotonic()
 
+    def __enter__(self):
+        return self
 
-def _iterate(source, batch_size: int) -> Iterator[Batch]:
-    """Yield batches, each with a label for each sequence or none, of any form `record` takes."""
-    if hasattr(source, "token_ids") and hasattr(source, "datasets"):
-        yield from _cut((_tokens(source.token_ids), list(source.datasets or ())), batch_size)
-    elif isinstance(source, Mapping) or getattr(source, "ndim", 0) == 2:
-        yield from _cut(_batch(source), batch_size)
-    elif isinstance(source, str) or not isinstance(source, Iterable):
-        raise RecordError(f"batches is of type {type(source).__name__}: {_FORMS}")
-    else:
-        items = iter(source)
-        for item in items:
-            if _rank(_ids(item)) == 1:
-                yield _pad([item, *islice(items, batch_size - 1)])
-            else:
-                yield _batch(item)
+    def __exit__(self, kind, error, traceback):
+        self._store.close()
 
+    def compare(self, traces):
+        recorded = {}
+        for stack, path in self._files.items():
+            with TraceFile(path) as file:
+                recorded[stack] = file.read(0)
+        check_same(traces, recorded, self.place)
 
-def _labelled(batches: Iterable[Batch], datasets) -> Iterator[Batch]:
-    """Replace the labels of batches by those of the argument `datasets`, if given."""
-    if datasets is None:
-        with_labels = None
-        for inputs, labels in batches:
-            size = len(inputs["input_ids"])
-            if len(labels) not in (0, size) or with_labels not in (None, bool(labels)):
-                raise RecordError(
-                    f"a batch of {size} sequences has {len(labels)} dataset labels: label all "
-                    "sequences or none"
-                )
-            with_labels = bool(labels)
-            yield inputs, labels
-    elif isinstance(datasets, str):
-        yield from ((inputs, [datasets] * len(inputs["input_ids"])) for inputs, _ in batches)
-    else:
-        remaining, done = iter(datasets), 0
-        for inputs, _ in batches:
-            labels = list(islice(remaining, len(inputs["input_ids"])))
-            done += len(labels)
-            if len(labels) < len(inputs["input_ids"]):
-                raise RecordError(f"datasets has only {done} labels, fewer than sequences")
-            yield inputs, labels
-        if next(remaining, None) is not None:
-            raise RecordError(f"datasets has more labels than the {done} sequences")
+    def wants(self, recorder):
+        late = time.monotonic() - self._since >= PART_SECONDS
+        return late or recorder.num_ids >= trace_file.ROW_GROUP_IDS
 
-
-def _cut(batch: Batch, batch_size: int) -> Iterator[Batch]:
-    """Cut one large batch into small ones."""
-    inputs, labels = batch
-    for start in range(0, len(inputs["input_ids"]), batch_size):
-        rows = slice(start, start + batch_size)
-        yield {name: value[rows] for name, value in inputs.items()}, labels[rows]
-
-
-def _batch(item) -> Batch:
-    """Whole batch, of a mapping or an array, as tensors."""
-    if not isinstance(item, Mapping):
-        return _tokens(item), []
-    labels = next((item[key] for key in _LABELS if item.get(key) is not None), [])
-    rows = _ids(item)
-    labels = [labels] * len(rows) if isinstance(labels, str) else list(labels)
-    if _is_ragged(rows):
-        return _pad(rows)[0], labels
-    others = {name: item[name] for name in item.keys() - {"input_ids", *_DROPPED}}
-    try:
-        others = {name: torch.as_tensor(value) for name, value in others.items()}
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RecordError(f"a batch holds what is no array of numbers ({error})") from error
-    return _tokens(rows) | others, labels
-
-
-def _pad(sequences: list) -> Batch:
-    """Single sequences (token ids, or mappings with them), padded on the right."""
-    rows, labels = [], []
-    for item in sequences:
-        ids = _ids(item)
-        if _rank(ids) != 1:
-            raise RecordError(f"single sequences and whole batches are mixed: {_FORMS}")
-        ids = np.asarray(ids)
-        if isinstance(item, Mapping):
-            if item.get("attention_mask") is not None:
-                ids = ids[np.asarray(item["attention_mask"]) != 0]
-            labels += [item[key] for key in _LABELS if item.get(key) is not None][:1]
-        rows.append(ids)
-    lengths = np.array([len(ids) for ids in rows])
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    tokens = np.zeros(mask.shape, np.int64)
-    tokens[mask] = np.concatenate(rows)
-    inputs = _tokens(tokens)
-    if not mask.all():
-        inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
-    return inputs, labels
-
-
-def _tokens(ids) -> dict[str, torch.Tensor]:
-    try:
-        tensor = torch.as_tensor(ids)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RecordError(f"cannot read token ids ({error}): {_FORMS}") from error
-    if tensor.ndim != 2 or tensor.is_floating_point() or not tensor.numel():
-        raise RecordError(
-            f"token ids have shape {list(tensor.shape)} and dtype {tensor.dtype}, but must be "
-            f"integers [sequences, tokens], at least one: {_FORMS}"
+    def keep(self, traces, note):
+        if self._first is None:
+            self._first = {stack: trace.select(slice(0)) for stack, trace in traces.items()}
+        for stack, trace in traces.items():
+            check_same_kind(trace, self._first[stack], self._store.folder)
+        self._store.add(
+            {_ending(stack): partial(_write, trace) for stack, trace in traces.items()},
+            asdict(note),
         )
-    return {"input_ids": tensor.long()}
+        self.notes.append(note)
+        self._since = time.monotonic()
+
+    def files(self, corpus: Note) -> dict[str, Path]:
+        """Finish: paths of the files, by stack."""
+        if not self.finished:
+            meta = _origin(corpus, self._shard, self.notes)
+            for stack, first in self._first.items():
+                with TraceWriter(self._joined(stack), meta=first.meta | meta) as writer:
+                    for path in self._store.paths(_ending(stack)):
+                        for trace in iter_trace(path):
+                            writer.append(trace)
+            with writing(self._out):
+                for stack in self._first:
+                    put_in_place(self._joined(stack), self._path(stack))
+        self._store.remove()
+        return {stack: self._path(stack) for stack in self._first}
+
+    def _joined(self, stack):
+        return self._store.folder / f"joined.{_ending(stack)}"
+
+    def _path(self, stack):
+        return self._out if stack == ALONE else self._out.with_stem(f"{self._out.stem}.{stack}")
 
 
-def _ids(item):
-    """Token ids of a mapping, or the thing itself."""
-    if not isinstance(item, Mapping):
-        return item
-    if item.get("input_ids") is None:
-        raise RecordError(f"a batch has no input_ids: {_FORMS}")
-    return item["input_ids"]
+def _stacks(model):
+    """Stacks that a recording of a model may have."""
+    config = getattr(model, "config", None)
+    return STACKS if getattr(config, "is_encoder_decoder", False) else (ALONE,)
 
 
-def _rank(ids) -> int | None:
-    """Axes of token ids: 1 for one sequence, 2 for a batch; None where it cannot be told."""
-    if hasattr(ids, "ndim"):
-        return ids.ndim
-    if isinstance(ids, list | tuple) and ids:
-        first = ids[0]
-        if isinstance(first, int | np.integer):
-            return 1
-        if isinstance(first, list | tuple) and first and isinstance(first[0], int | np.integer):
-            return 2
-    return None
+def _ending(stack):
+    return f"{stack}.parquet"
 
 
-def _is_ragged(rows) -> bool:
-    return isinstance(rows, list | tuple) and len({np.size(row) for row in rows}) > 1
+def _write(trace, path):
+    with TraceWriter(path, _PART_COMPRESSION) as writer:
+        writer.append(trace)
 
 
-def _total(source) -> int | None:
-    """Sequences in all, for the progress bar, where that is known beforehand."""
-    if hasattr(source, "token_ids"):
-        return len(source.token_ids)
-    if isinstance(source, Mapping):
-        return len(_ids(source))
-    if isinstance(source, list | tuple):
-        ranks = [_rank(_ids(item)) for item in source]
-        if all(ranks):
-            pairs = zip(source, ranks, strict=True)
-            return sum(1 if rank == 1 else len(_ids(item)) for item, rank in pairs)
-    return len(source) if getattr(source, "ndim", 0) == 2 else None
+def _kinds(files):
+    """Traces without sequences, of the kind that files hold."""
+    kinds = {}
+    for stack, path in files.items():
+        with TraceFile(path) as file:
+            kinds[stack] = file.read()
+    return kinds
 
 
-def _device(model) -> torch.device:
-    device = getattr(model, "device", None) or next(model.parameters()).device
-    # Weights that are offloaded have none; accelerate then moves the inputs itself.
-    return torch.device("cpu") if device.type == "meta" else device
+def _note_of(path, shard):
+    """Note of a finished file."""
+    try:
+        with TraceFile(path) as file:
+            origin, of = file.meta["batches"], file.meta.get("shard", {})
+        note = Note(origin["count"], origin["fingerprint"])
+    except (TraceError, KeyError, TypeError) as error:
+        raise TraceError(
+            f"{path}: is there already and no recording of lrc.record; remove it or name another "
+            "file"
+        ) from error
+    if (of.get("rank", 0), of.get("world", 1)) != shard:
+        raise TraceError(f"{path}: is there already and another shard; name another file")
+    return note
 
 
-def _vocabulary(model) -> int | None:
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    return getattr(embeddings, "num_embeddings", None)
+def _origin(corpus, shard, notes):
+    """What a trace's meta say of the batches it was recorded from."""
+    origin = {"batches": {"count": corpus.batches, "fingerprint": corpus.fingerprint}}
+    if shard[1] > 1:
+        sizes = [size for note in notes for size in note.sizes]
+        origin["shard"] = {"rank": shard[0], "world": shard[1], "batch_sizes": sizes}
+    return origin
 
 
-def _check_vocabulary(tokens, vocabulary, done):
-    """Refuse ids that the embedding would only answer with an assertion deep inside."""
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or (vocabulary is not None and high >= vocabulary):
-        raise RecordError(
-            f"token id {low if low < 0 else high} after sequence {done} is not in the model's "
-            f"vocabulary of {vocabulary}: tokenize with the model's own tokenizer"
-        )
+def _alone(traces):
+    """Traces by stack, or the only one of a model without stacks."""
+    return traces.get(ALONE, traces)

@@ -21,8 +21,6 @@ lost its end or its middle is told from a whole one.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import blake2b
@@ -36,6 +34,7 @@ import pyarrow.parquet as pq
 from lrc.errors import TraceError
 from lrc.trace import Trace, concat_traces
 from lrc.trace_checks import check_experts, checked_meta
+from lrc.whole_files import put_in_place, temporary_beside, writing
 
 VERSION = 1
 KEY = b"lrc"
@@ -55,7 +54,11 @@ LISTS = ("experts", "token_ids", "predicted_ids", "weights")
 
 
 class TraceWriter:
-    """Writes a trace part by part, a row group or more for each; the file appears at the end.
+    """Writes a trace part by part; the file appears, whole, at the end.
+
+    A row group is as many sequences as it takes to reach `ROW_GROUP_IDS` expert ids. So the same
+    sequences give the same bytes, in whatever parts they come, and no more than one row group and
+    one part are in memory.
 
     Parameters
     ----------
@@ -64,6 +67,13 @@ class TraceWriter:
         is removed if the ``with`` block ends in an error.
     compression_level : int, default 9
         Of zstd, 1 to 22; above 15 files get a twentieth smaller, and many times slower to write.
+    meta : dict, optional
+        Of the file, in place of the first part's.
+
+    Raises
+    ------
+    TraceError
+        The file cannot be written, parts do not fit together, or there are none.
 
     Examples
     --------
@@ -72,8 +82,11 @@ class TraceWriter:
     ...         writer.append(trace_of(batch))
     """
 
-    def __init__(self, path: str | PathLike, compression_level: int = 9):
+    def __init__(
+        self, path: str | PathLike, compression_level: int = 9, *, meta: dict | None = None
+    ):
         self.path = Path(path)
+        self._meta = meta
         self.compression_level = compression_level
         if not self.path.parent.is_dir():
             raise TraceError(f"{self.path}: folder {self.path.parent} does not exist; create it")
@@ -84,6 +97,7 @@ class TraceWriter:
         self._temporary = None
         self._sequence_length = 0
         self._checksums = []
+        self._held: list[Trace] = []
 
     def __enter__(self):
         return self
@@ -98,20 +112,27 @@ class TraceWriter:
     def append(self, trace: Trace) -> None:
         """Add the sequences of a trace, which must be of the same kind as those before."""
         if self._parquet is None:
-            self._open(trace)
+            with writing(self.path):
+                self._open(trace)
         else:
             concat_traces([self._first, trace.select(slice(0))])
         self._sequence_length = max(self._sequence_length, trace.shape[1])
-        rows = max(1, ROW_GROUP_IDS // max(1, int(np.prod(trace.shape[1:]))))
-        for start in range(0, trace.num_sequences, rows):
-            table, checksums = _to_table(trace, slice(start, start + rows))
-            self._parquet.write_table(table)
-            self._checksums.append(checksums)
+        self._held.append(trace)
+        if sum(map(_num_ids, self._held)) >= ROW_GROUP_IDS:
+            trace = concat_traces(self._held)
+            start = 0
+            for stop in _row_group_ends(trace):
+                self._write(trace, slice(start, stop))
+                start = stop
+            self._held = [trace.select(slice(start, None))]
 
     def close(self) -> None:
         """Finish the file and give it its name."""
         if self._parquet is None:
             raise TraceError(f"{self.path}: nothing was appended, so there is no trace to save")
+        rest = concat_traces(self._held)
+        if rest.num_sequences:
+            self._write(rest, slice(None))
         header = {
             "version": VERSION,
             "num_experts": self._first.num_experts,
@@ -119,15 +140,15 @@ class TraceWriter:
             "top_k": self._first.top_k,
             "sequence_length": self._sequence_length,
             "sequences": sum(map(len, self._checksums)),
-            "meta": checked_meta(self._first.meta),
+            "meta": checked_meta(self._first.meta if self._meta is None else self._meta),
         }
         rows = np.concatenate([np.empty(0, np.uint64), *self._checksums])
         header["checksum"] = _header_checksum(header, rows)
-        self._parquet.add_key_value_metadata({KEY: json.dumps(header, sort_keys=True)})
-        self._parquet.close()
-        with open(self._temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(self._temporary, self.path)
+        with writing(self.path):
+            self._parquet.add_key_value_metadata({KEY: json.dumps(header, sort_keys=True)})
+            self._parquet.close()
+            put_in_place(self._temporary, self.path)
+        self._temporary = None
 
     def discard(self) -> None:
         """Remove what was written so far, unless it is complete."""
@@ -137,17 +158,14 @@ class TraceWriter:
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
 
+    def _write(self, trace, rows):
+        table, checksums = _to_table(trace, rows)
+        with writing(self.path):
+            self._parquet.write_table(table, row_group_size=max(1, len(checksums)))
+        self._checksums.append(checksums)
+
     def _open(self, trace):
-        try:
-            handle, name = tempfile.mkstemp(".part", f".{self.path.name}.", self.path.parent)
-        except OSError as error:
-            raise TraceError(f"{self.path}: cannot be written ({error.strerror})") from error
-        os.close(handle)
-        self._temporary = Path(name)
-        # mkstemp is private to the user; a trace gets the rights any new file would get.
-        umask = os.umask(0)
-        os.umask(umask)
-        self._temporary.chmod(0o666 & ~umask)
+        self._temporary = temporary_beside(self.path)
         self._first = trace.select(slice(0))
         schema = pa.schema([(name, COLUMNS[name]) for name in _column_names(trace)])
         self._parquet = pq.ParquetWriter(
@@ -343,6 +361,19 @@ def _column_names(trace):
     there = {name for name, _ in trace._arrays()}
     there |= {"tokens", "checksum"} | ({"dataset"} if "datasets" in there else set())
     return [name for name in COLUMNS if name in there]
+
+
+def _num_ids(trace):
+    return trace.num_tokens * trace.num_layers * trace.top_k
+
+
+def _row_group_ends(trace):
+    """Yield where row groups end that are full; what is left is the beginning of the next."""
+    ends = np.cumsum(trace.lengths) * (trace.num_layers * trace.top_k)
+    before = 0
+    while (stop := int(np.searchsorted(ends, before + ROW_GROUP_IDS)) + 1) <= len(ends):
+        yield stop
+        before = int(ends[stop - 1])
 
 
 def _to_table(trace, rows):

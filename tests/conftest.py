@@ -20,3 +20,14 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip("no shared/ folder beside the checkout (set LRC_SHARED): developers only")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """One thread of torch: several add up numbers in no fixed order, so no two runs are equal."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

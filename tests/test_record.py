@@ -1,45 +1,21 @@
 """Recording: against what really ran, for padded, cached, compiled and broken models."""
 
-import accelerate
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import ARCHITECTURES, random_tokens, tiny_model
+from tiny_models import ARCHITECTURES, hook_count, random_tokens, record_pass, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lrc
-from lrc.corpora import Sequences
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def mixtral():
     return tiny_model("mixtral")
-
-
-def hook_count(model):
-    """Hooks of this package (transformers keeps some of its own)."""
-    return sum(
-        hook.__module__.startswith("lrc")
-        for module in model.modules()
-        for hooks in (module._forward_pre_hooks, module._forward_hooks)
-        for hook in hooks.values()
-    )
-
-
-def record_pass(model, *, mode="executed", weights=False, **inputs):
-    with lrc.Recorder(model, mode, weights) as recorder, torch.no_grad():
-        model(**inputs)
-    return recorder.trace()
 
 
 # --- ground truth: whose output changes when an expert's weights change --------------------------
@@ -533,14 +509,6 @@ def test_compiled_in_place():
     torch.compiler.reset()
 
 
-def test_offloaded_weights():
-    model, tokens = tiny_model("qwen2_moe"), random_tokens(2, 6)
-    expected = lrc.record(model, tokens, progress=False)
-    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
-    trace = lrc.record(model, tokens, progress=False)
-    assert trace.equals(expected)
-
-
 def test_nan_weights_name_the_layer():
     model = tiny_model("mixtral")
     with torch.no_grad():
@@ -579,117 +547,3 @@ def test_dense_model_is_refused():
     model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
     with pytest.raises(lrc.RecordError, match=r"LlamaForCausalLM has no MoE layer .*top_k_index"):
         lrc.Recorder(model)
-
-
-# --- lrc.record ----------------------------------------------------------------------------------
-
-
-def test_all_forms_of_batches_give_the_same(mixtral):
-    tokens = random_tokens(5, 7)
-    labels = ["a", "b", "a", "b", "b"]
-    mask = torch.ones_like(tokens)
-    expected = record_pass(mixtral, input_ids=tokens)
-    split = [slice(0, 2), slice(2, 5)]
-    forms = {
-        "tensor": tokens,
-        "array": tokens.numpy().astype(np.int32),
-        "lists": tokens.tolist(),
-        "arrays": list(tokens.numpy()),
-        "mapping": {"input_ids": tokens, "attention_mask": mask, "labels": tokens},
-        "lists in a mapping": {"input_ids": tokens.tolist()},
-        "batches": [{"input_ids": tokens[s], "attention_mask": mask[s]} for s in split],
-        "array batches": [tokens[s].numpy() for s in split],
-        "generator": (tokens[s] for s in split),
-        "rows": [{"input_ids": row.tolist(), "dataset": "x"} for row in tokens],
-        "labelled batches": [{"input_ids": tokens[s], "dataset": labels[s]} for s in split],
-        "corpus": Sequences(tokens.numpy(), tuple(labels)),
-    }
-    for form, batches in forms.items():
-        trace = lrc.record(mixtral, batches, progress=False, batch_size=2)
-        np.testing.assert_array_equal(trace.experts, expected.experts, err_msg=form)
-        np.testing.assert_array_equal(trace.token_ids, tokens, err_msg=form)
-        if form == "rows":
-            assert trace.dataset_names == ["x"]
-        elif form in ("corpus", "labelled batches"):
-            assert trace.datasets.tolist() == labels, form
-        else:
-            assert trace.datasets is None, form
-
-
-def test_ragged_batches(mixtral):
-    rows = [random_tokens(n, seed=n).tolist() for n in (3, 6, 2)]
-    forms = (rows, {"input_ids": rows}, [{"input_ids": rows}], [np.array(row) for row in rows])
-    for batches in forms:
-        assert lrc.record(mixtral, batches, progress=False).lengths.tolist() == [3, 6, 2]
-    padded = [{"input_ids": [*row, 0], "attention_mask": [1] * len(row) + [0]} for row in rows]
-    assert lrc.record(mixtral, padded, progress=False).lengths.tolist() == [3, 6, 2]
-
-
-def test_labels(mixtral):
-    tokens = random_tokens(3, 4)
-    for datasets in ("text", ["text"] * 3, iter(["text"] * 3)):
-        trace = lrc.record(mixtral, tokens, datasets=datasets, progress=False, batch_size=2)
-        assert trace.datasets.tolist() == ["text"] * 3
-    for datasets, message in ((["a"] * 2, "only 2 labels"), (["a"] * 4, "more labels than the 3")):
-        with pytest.raises(lrc.RecordError, match=message):
-            lrc.record(mixtral, tokens, datasets=datasets, progress=False)
-    with pytest.raises(lrc.RecordError, match="all sequences or none"):
-        lrc.record(mixtral, [{"input_ids": tokens, "dataset": ["a"]}], progress=False)
-
-
-@pytest.mark.parametrize(
-    ("batches", "message"),
-    [
-        ("some text", "type str"),
-        (["some text"], "cannot read token ids"),
-        (3, "type int"),
-        ([], "is empty"),
-        ([{"tokens": [1]}], "no input_ids"),
-        ({"input_ids": [["a"]]}, "cannot read token ids"),
-        (np.zeros((2, 3)), "must be integers"),
-        (np.zeros((1, 1, 2, 3), int), "shape [1, 2, 3]"),
-        ([[1, 2], [[1, 2]]], "mixed"),
-        ([[3, 97]], "token id 97 after sequence 0 is not in the model's vocabulary of 97"),
-        ([[-1, 3]], "token id -1"),
-        ([{"input_ids": [[1]], "note": ["a"]}], "no array of numbers"),
-    ],
-)
-def test_bad_batches(mixtral, batches, message):
-    with pytest.raises(lrc.RecordError) as error:
-        lrc.record(mixtral, batches, progress=False)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_bad_batch_size(mixtral):
-    with pytest.raises(lrc.RecordError, match="batch_size is 0"):
-        lrc.record(mixtral, random_tokens(1, 3), batch_size=0)
-
-
-def test_file_is_streamed_and_whole(mixtral, tmp_path, monkeypatch):
-    # Parts of a hundred ids: the file gets a row group or more for each.
-    monkeypatch.setattr("lrc.recording._PART_IDS", 100)
-    rows = [random_tokens(n, seed=n).tolist() for n in (5, 9, 2, 7, 7, 3)]
-    out = tmp_path / "trace.parquet"
-    arguments = {"datasets": list("aabbcc"), "weights": True, "progress": False, "batch_size": 2}
-    trace = lrc.record(mixtral, rows, out=out, **arguments)
-    assert trace.equals(lrc.record(mixtral, rows, **arguments))
-    assert trace.equals(lrc.load_trace(out))
-    assert [file.name for file in tmp_path.iterdir()] == ["trace.parquet"]
-
-
-def test_failure_leaves_no_file_and_the_model_as_it_was(tmp_path):
-    model = tiny_model("mixtral").train()
-    batches = [random_tokens(1, 4), torch.full((1, 4), 200)]
-    with pytest.raises(lrc.RecordError, match="vocabulary"):
-        lrc.record(model, batches, out=tmp_path / "trace.parquet", progress=False)
-    assert not list(tmp_path.iterdir())
-    assert model.training
-    assert hook_count(model) == 0
-
-
-def test_progress_bar(mixtral, capfd):
-    lrc.record(mixtral, random_tokens(3, 4), progress=True)
-    assert "3/3" in capfd.readouterr().err
-    lrc.record(mixtral, random_tokens(3, 4), progress=False)
-    assert capfd.readouterr().err == ""

@@ -11,15 +11,6 @@ TINY = Preset(steps=4, batch=2)
 
 
 @pytest.fixture
-def one_thread():
-    """Several threads add up gradients in no fixed order, so that no two runs are bit-equal."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
 def short_corpus(monkeypatch):
     """Random tokens in place of the embedded corpus, which takes seconds to read."""
     random = np.random.default_rng(0)

@@ -4,6 +4,8 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+import lrc
+
 VOCABULARY = 97
 
 _BASE = {
@@ -115,3 +117,20 @@ def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
     """Random token ids, none of them special."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, shape, generator=generator)
+
+
+def hook_count(model):
+    """Hooks of this package (transformers keeps some of its own)."""
+    return sum(
+        hook.__module__.startswith("lrc")
+        for module in model.modules()
+        for hooks in (module._forward_pre_hooks, module._forward_hooks)
+        for hook in hooks.values()
+    )
+
+
+def record_pass(model, *, mode="executed", weights=False, **inputs):
+    """Trace of one forward pass."""
+    with lrc.Recorder(model, mode, weights) as recorder, torch.no_grad():
+        model(**inputs)
+    return recorder.trace()
