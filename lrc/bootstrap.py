@@ -4,9 +4,16 @@ Tokens of one text are no independent draws, whole sequences are. So sequences a
 replacement, within each dataset, which keeps the mix of datasets as it was sampled.
 """
 
+from collections import Counter
+from functools import lru_cache
+
 import numpy as np
 
 from lrc.errors import LrcError
+from lrc.kernels import host, on_host, weighted_sums
+
+# Sequences of a stratum whose draws come from one stream of random numbers.
+BLOCK = 512
 
 
 def check_bootstrap(bootstrap: int, confidence: float) -> None:
@@ -33,24 +40,146 @@ def resample_weights(strata, bootstrap: int, seed: int) -> np.ndarray:
     int64 array [bootstrap, sequences]
         Each row adds up to the number of sequences.
     """
-    strata = np.asarray(strata)
-    weights = np.zeros((bootstrap, len(strata)), np.int64)
+    labels = np.asarray(strata).tolist()
+    sizes, starts = strata_of_parts([Counter(labels)])
+    return Dealer(sizes, starts[0], bootstrap, seed).deal(labels).astype(np.int64)
+
+
+def strata_of_parts(parts) -> tuple[tuple, list[dict]]:
+    """What a `Dealer` must know of a corpus and of each of its parts.
+
+    Parameters
+    ----------
+    parts : iterable of dict
+        Sequences of each label in each part, parts and labels in the order of the corpus.
+
+    Returns
+    -------
+    sizes : tuple of (label, sequences)
+        Of the whole corpus, in order of appearance.
+    starts : list of dict
+        For each part, the sequences of each of its labels that lie in earlier parts.
+    """
+    sizes, starts = {}, []
+    for part in parts:
+        starts.append({label: sizes.get(label, 0) for label in part})
+        for label, count in part.items():
+            sizes[label] = sizes.get(label, 0) + count
+    return tuple(sizes.items()), starts
+
+
+class Dealer:
+    """Weights of the sequences of one part of a corpus, a few at a time.
+
+    They are those that `resample_weights` gives the whole corpus, without its matrix: the draws of
+    a stratum of more than `BLOCK` sequences are split among blocks first, and each block has a
+    stream of random numbers of its own.
+
+    Parameters
+    ----------
+    sizes : tuple of (label, sequences)
+        Strata of the whole corpus, see `strata_of_parts`.
+    starts : dict
+        Where in each stratum the part begins.
+    bootstrap, seed : int
+    """
+
+    def __init__(self, sizes: tuple, starts: dict, bootstrap: int, seed: int):
+        self._dealt = dict(starts)
+        self._stream = (sizes, bootstrap, seed, BLOCK)
+
+    def deal(self, labels) -> np.ndarray:
+        """Weights of the next sequences, which have these labels: float32 [bootstrap, sequences].
+
+        They are whole numbers.
+        """
+        labels = np.asarray(labels)
+        _, bootstrap, _, size = self._stream
+        weights = np.empty((bootstrap, len(labels)), np.float32)
+        for label in dict.fromkeys(labels.tolist()):
+            places = np.flatnonzero(labels == label)
+            start = self._dealt[label]
+            stop = start + len(places)
+            self._dealt = {**self._dealt, label: stop}
+            for block in range(start // size, -(-stop // size)):
+                first = block * size
+                drawn = _block_weights(*self._stream, label, block)
+                low, high = max(start, first), min(stop, first + size)
+                weights[:, places[low - start : high - start]] = drawn[
+                    :, low - first : high - first
+                ]
+        return weights
+
+
+@lru_cache(maxsize=8)
+def _common_stream(sizes, bootstrap, seed, block_size):
+    """Draws of each block of each stratum; of a stratum that is one block, of its sequences."""
     rng = np.random.default_rng(seed)
-    for label in dict.fromkeys(strata.tolist()):
-        members = np.flatnonzero(strata == label)
-        even = np.full(len(members), 1 / len(members))
-        weights[:, members] = rng.multinomial(len(members), even, size=bootstrap)
-    return weights
+    drawn = {}
+    for label, size in sizes:
+        step = block_size if size > block_size else 1
+        shares = np.diff(np.append(np.arange(0, size, step), size)) / size
+        drawn[label] = rng.multinomial(size, shares, size=bootstrap).astype(np.int32)
+    return drawn
 
 
-def mirrored_interval(estimate, resampled, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(maxsize=8)
+def _block_weights(sizes, bootstrap, seed, block_size, label, block):
+    """Weights of the sequences of one block of a stratum: [bootstrap, sequences]."""
+    drawn = _common_stream(sizes, bootstrap, seed, block_size)[label]
+    size = dict(sizes)[label]
+    if size <= block_size:
+        return drawn
+    length = min(block_size, size - block * block_size)
+    stratum = [name for name, _ in sizes].index(label)
+    rng = np.random.default_rng([seed, stratum, block])
+    hits = np.repeat(np.arange(bootstrap) * length, drawn[:, block])
+    hits += rng.integers(length, size=len(hits))
+    return np.bincount(hits, minlength=bootstrap * length).reshape(bootstrap, length)
+
+
+def exact_product(counts, weights: np.ndarray) -> np.ndarray:
+    """Sums of the sequences' counts, each as often as a resample draws it, to the last bit.
+
+    Whole numbers, not negative: sums below 2**24 are exact in float32, in any order, which is twice
+    as fast; those below 2**53 in float64.
+
+    Parameters
+    ----------
+    counts : array [sequences, columns]
+        On a GPU it is multiplied there.
+    weights : float32 array [resamples, sequences]
+
+    Returns
+    -------
+    float32 or float64 array [columns, resamples]
+        Add these up with `exact_sum`.
+    """
+    if not on_host(counts):
+        return host(weighted_sums(weights, counts)).T
+    largest = counts.max(axis=1, initial=0).astype(np.float64)
+    small = (weights.astype(np.float64) @ largest).max(initial=0) < 2**24
+    dtype = np.float32 if small else np.float64
+    return counts.T.astype(dtype, copy=False) @ weights.T.astype(dtype, copy=False)
+
+
+def exact_sum(total: np.ndarray | None, more: np.ndarray) -> np.ndarray:
+    """Sum of two results of `exact_product`, the first of which may not be there yet."""
+    return more if total is None else np.add(total, more, dtype=np.float64)
+
+
+def mirrored_interval(
+    estimate, resampled, confidence: float, axis: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Percentile interval mirrored about the estimate ("basic" bootstrap), as in the paper.
 
     Parameters
     ----------
     estimate : array [...]
     resampled : array [bootstrap, ...]
+        Or with the resamples along another `axis`.
     confidence : float
+    axis : int, default 0
 
     Returns
     -------
@@ -58,5 +187,5 @@ def mirrored_interval(estimate, resampled, confidence: float) -> tuple[np.ndarra
         2 * estimate - upper percentile, 2 * estimate - lower percentile.
     """
     tail = (1 - confidence) / 2
-    lower, upper = np.quantile(resampled, [tail, 1 - tail], axis=0)
+    lower, upper = np.quantile(resampled, [tail, 1 - tail], axis=axis)
     return 2 * np.asarray(estimate) - upper, 2 * np.asarray(estimate) - lower

@@ -14,17 +14,27 @@ corpus may be measured in parts, in any order, on any machine, to the same last 
 or `policy_counts` on each, the sum, then `HitCounts.table`.
 """
 
+from os import PathLike
+
 import pandas as pd
 
 from lrc.arguments import (
     check_level,
-    check_trace,
     checked_segment_lengths,
     dataset_labels,
     once,
 )
+from lrc.bootstrap import check_bootstrap
 from lrc.errors import LrcError
-from lrc.hit_counts import DEFINITIONS, POLICIES, HitCounts, HitKind, count, count_and_resample
+from lrc.hit_counts import (
+    DEFINITIONS,
+    POLICIES,
+    HitCounts,
+    HitKind,
+    count_and_resample,
+    count_corpus,
+)
+from lrc.shards import Corpus
 from lrc.trace import Trace
 
 SEGMENT_LENGTHS = (4, 16, 64, 256)
@@ -32,7 +42,7 @@ LEVELS = ("model", "layer")
 
 
 def sch(
-    trace: Trace,
+    source: Trace | str | PathLike | list,
     segment_lengths=SEGMENT_LENGTHS,
     *,
     level: str = "model",
@@ -46,7 +56,10 @@ def sch(
 
     Parameters
     ----------
-    trace : Trace
+    source : Trace or path or list of these
+        A trace, the path of one that was saved, a pattern for paths such as ``"shards/*.parquet"``,
+        or a list: the sequences of all together. Files are read a row group at a time, so they may
+        be larger than memory, and shared out among processes or machines: see :doc:`scale`.
     segment_lengths : int or sequence of int
         Window lengths m in tokens, each at least 1.
     level : {"model", "layer"}
@@ -94,14 +107,14 @@ def sch(
     1               4           2          2.0      0.75
     2               4           3          3.0      1.00
     """
-    kind = _sch_kind(trace, segment_lengths, level, definition)
-    datasets = dataset_labels(trace, by_dataset)
-    counts, intervals = count_and_resample(trace, kind, datasets, bootstrap, confidence, seed)
-    return counts.table(intervals)
+    check_bootstrap(bootstrap, confidence)
+    corpus = Corpus(source)
+    kind = _sch_kind(corpus, segment_lengths, level, definition)
+    return _table(corpus, kind, by_dataset, bootstrap, confidence, seed)
 
 
 def hit_rates(
-    trace: Trace,
+    source: Trace | str | PathLike | list,
     policies=("lru", "lfu", "belady"),
     *,
     level: str = "model",
@@ -115,7 +128,8 @@ def hit_rates(
 
     Parameters
     ----------
-    trace : Trace
+    source : Trace or path or list of these
+        As in `sch`.
     policies : str or sequence of str
         What is evicted when a cache is full:
 
@@ -153,14 +167,14 @@ def hit_rates(
     1     lru           2          2.0       0.4
     4  belady           2          2.0       0.6
     """
-    kind = _policy_kind(trace, policies, level, replay)
-    datasets = dataset_labels(trace, by_dataset)
-    counts, intervals = count_and_resample(trace, kind, datasets, bootstrap, confidence, seed)
-    return counts.table(intervals)
+    check_bootstrap(bootstrap, confidence)
+    corpus = Corpus(source)
+    kind = _policy_kind(corpus, policies, level, replay)
+    return _table(corpus, kind, by_dataset, bootstrap, confidence, seed)
 
 
 def sch_counts(
-    trace: Trace,
+    source: Trace | str | PathLike | list,
     segment_lengths=SEGMENT_LENGTHS,
     *,
     level: str = "model",
@@ -174,12 +188,13 @@ def sch_counts(
     >>> parts = [sch_counts(shard, level="layer") for shard in shards]  # doctest: +SKIP
     >>> sum(parts[1:], parts[0]).table()  # doctest: +SKIP
     """
-    kind = _sch_kind(trace, segment_lengths, level, definition)
-    return count(trace, kind, dataset_labels(trace, by_dataset))
+    corpus = Corpus(source)
+    kind = _sch_kind(corpus, segment_lengths, level, definition)
+    return count_corpus(corpus, kind, dataset_labels(corpus, by_dataset))
 
 
 def policy_counts(
-    trace: Trace,
+    source: Trace | str | PathLike | list,
     policies=("lru", "lfu", "belady"),
     *,
     level: str = "model",
@@ -187,21 +202,28 @@ def policy_counts(
     replay: str = "paper",
 ) -> HitCounts:
     """Partial statistics of `hit_rates` for one shard of a corpus (parameters as there)."""
-    kind = _policy_kind(trace, policies, level, replay)
-    return count(trace, kind, dataset_labels(trace, by_dataset))
+    corpus = Corpus(source)
+    kind = _policy_kind(corpus, policies, level, replay)
+    return count_corpus(corpus, kind, dataset_labels(corpus, by_dataset))
 
 
-def _sch_kind(trace, segment_lengths, level, definition):
-    check_trace(trace, anywhere=True)
+def _table(corpus, kind, by_dataset, bootstrap, confidence, seed):
+    datasets = dataset_labels(corpus, by_dataset)
+    if not bootstrap:
+        return count_corpus(corpus, kind, datasets).table()
+    counts, intervals = count_and_resample(corpus, kind, datasets, bootstrap, confidence, seed)
+    return counts.table(intervals)
+
+
+def _sch_kind(corpus, segment_lengths, level, definition):
     check_level(level, LEVELS)
     if definition not in DEFINITIONS:
         raise LrcError(f"definition is {definition!r}, but must be 'lookahead' or 'static'")
     lengths = checked_segment_lengths(segment_lengths, longest=None)
-    return HitKind("segment_length", lengths, definition, level, *_sizes(trace))
+    return HitKind("segment_length", lengths, definition, level, *_sizes(corpus))
 
 
-def _policy_kind(trace, policies, level, replay):
-    check_trace(trace, anywhere=True)
+def _policy_kind(corpus, policies, level, replay):
     check_level(level, LEVELS)
     if replay != "paper":
         raise LrcError(f"replay is {replay!r}, but must be 'paper', the one contract known here")
@@ -212,8 +234,8 @@ def _policy_kind(trace, policies, level, replay):
     for policy in policies:
         if policy not in POLICIES:
             raise LrcError(f"policy {policy!r} is unknown: choose from {known}")
-    return HitKind("policy", once(policies, "policies"), replay, level, *_sizes(trace))
+    return HitKind("policy", once(policies, "policies"), replay, level, *_sizes(corpus))
 
 
-def _sizes(trace):
-    return trace.num_layers, trace.num_experts, trace.top_k
+def _sizes(corpus):
+    return corpus.num_layers, corpus.num_experts, corpus.top_k

@@ -4,14 +4,18 @@ The partial statistics behind `lrc.sch` and `lrc.hit_rates`: each sequence is re
 so its histogram can be summed with those of others in any grouping, on any machine.
 """
 
-from dataclasses import dataclass
+import operator
+from collections import Counter
+from copy import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from lrc import kernels
-from lrc.bootstrap import check_bootstrap, mirrored_interval, resample_weights
+from lrc.bootstrap import Dealer, exact_product, mirrored_interval, strata_of_parts
 from lrc.errors import LrcError
+from lrc.shards import Corpus, add_up, is_of, labels_of
 
 POLICIES = {"lru": kernels.LRU, "lfu": kernels.LFU, "belady": kernels.BELADY}
 DEFINITIONS = {"lookahead": kernels.LOOKAHEAD, "static": kernels.STATIC}
@@ -48,6 +52,11 @@ class HitKind:
         if self.level == "model":
             return len(self.variants), 1, self.num_layers * self.num_experts
         return len(self.variants), self.num_layers, self.num_experts
+
+    @property
+    def shortest(self) -> int:
+        """Tokens that a sequence needs to be counted, of the shortest variant."""
+        return min(self.variants) if self.contract == "static" else 0
 
     @property
     def rules(self) -> list[tuple[int, int]]:
@@ -118,44 +127,126 @@ class HitCounts:
         return table.astype({k: "str" for k in ("dataset", "policy") if k in table})
 
 
-def count(trace, kind: HitKind, datasets) -> HitCounts:
-    """Count the hits of a trace, of each of the sorted datasets (``("",)`` = all pooled)."""
-    return count_and_resample(trace, kind, datasets)[0]
+def count_corpus(corpus: Corpus, kind: HitKind, datasets) -> HitCounts:
+    """Count the hits of each of the sorted datasets (``("",)`` = all pooled)."""
+    parts = corpus.parts()
+    return add_up(parts, _count, [(kind, tuple(datasets))] * len(parts))
 
 
-def count_and_resample(trace, kind: HitKind, datasets, bootstrap=0, confidence=0.95, seed=0):
-    """Count the hits of a trace and, if asked for, resample its sequences.
+def count_and_resample(
+    corpus: Corpus, kind: HitKind, datasets, bootstrap: int, confidence: float, seed: int
+) -> tuple[HitCounts, np.ndarray]:
+    """Count the hits, and resample the sequences.
+
+    A sequence that does not use a cache says nothing of its hit rate, so caches draw from those
+    that do: in nearly every trace all from all.
 
     Returns
     -------
     HitCounts
-    float array [2, datasets, variants, caches, sizes] or None
+    float array [2, datasets, variants, caches, sizes]
         Lower and upper ends of the intervals of hit rates; NaN where there is no use.
     """
-    check_bootstrap(bootstrap, confidence)
     new_hits = np.zeros((len(datasets), *kind.shape), np.int64)
-    intervals = np.full((2, *new_hits.shape), np.nan) if bootstrap else None
-    used = _used(trace, kind.level) if bootstrap else None
+    intervals = np.full((2, *new_hits.shape), np.nan)
+    parts = corpus.parts()
+    census = add_up(parts, _census, [(kind, p) for p in range(len(parts))], operator.or_)
     for g, label in enumerate(datasets):
-        inside = trace.datasets == label if label else np.ones(trace.num_sequences, bool)
-        members = np.flatnonzero(inside)
-        for v, (rule, segment_length) in enumerate(kind.rules):
-            resampled = None
-            if bootstrap:
-                drawn = used[members]
-                if rule == kernels.STATIC:
-                    drawn = drawn & (trace.lengths[members, None] >= segment_length)
-                strata = members * 0 if trace.datasets is None else trace.datasets[members]
-                resampled = _Resampled(drawn, strata, bootstrap, seed)
-            for part, counted in _blocks(trace, members, rule, segment_length, kind.level):
-                new_hits[g, v] += kernels.host(counted.sum(axis=0))
-                if resampled:
-                    resampled.add(part, counted)
-            for caches, rates in resampled.hit_rates() if resampled else ():
-                hits = new_hits[g, v, caches].cumsum(axis=-1)
-                ends = mirrored_interval(hits / hits[:, -1:], rates, confidence)
-                intervals[:, g, v, caches] = ends
+        for v, variant in enumerate(kind.variants):
+            one = replace(kind, variants=(variant,))
+            # For each part and cache, how many sequences of each label are drawn from.
+            drawn = [[_only(label, n) for n in census[p][one.shortest]] for p in range(len(parts))]
+            strata = [strata_of_parts(by_part) for by_part in zip(*drawn, strict=True)]
+            used = [p for p in range(len(parts)) if any(drawn[p])]
+            if not used:
+                continue
+            new_hits[g, v], totals = add_up(
+                [parts[p] for p in used],
+                _resample,
+                [
+                    (one, label, [(sizes, starts[p]) for sizes, starts in strata], bootstrap, seed)
+                    for p in used
+                ],
+                _add_both,
+            )
+            for cache, hits in enumerate(new_hits[g, v].cumsum(axis=-1)):
+                if hits[-1]:
+                    resampled = totals[cache].cumsum(axis=0)
+                    intervals[:, g, v, cache] = mirrored_interval(
+                        hits / hits[-1], resampled / resampled[-1], confidence, axis=1
+                    )
     return HitCounts(kind, tuple(datasets), new_hits), intervals
+
+
+def _count(traces, kind, datasets):
+    new_hits = np.zeros((len(datasets), *kind.shape), np.int64)
+    for trace in traces:
+        for g, label in enumerate(datasets):
+            members = np.flatnonzero(is_of(trace, label))
+            for v, (rule, segment_length) in enumerate(kind.rules):
+                for _, counted in _blocks(trace, members, rule, segment_length, kind.level):
+                    new_hits[g, v] += kernels.host(counted.sum(axis=0))
+    return HitCounts(kind, datasets, new_hits)
+
+
+def _census(traces, kind, part):
+    """How many sequences use each cache, in a dict by part, shortest length, cache and label."""
+    shortest = {replace(kind, variants=(variant,)).shortest for variant in kind.variants}
+    census = {m: [Counter() for _ in range(kind.shape[1])] for m in shortest}
+    for trace in traces:
+        labels, used = labels_of(trace), _used(trace, kind.level)
+        for m, counters in census.items():
+            for cache, counter in enumerate(counters):
+                counter.update(labels[used[:, cache] & (trace.lengths >= m)].tolist())
+    return {part: census}
+
+
+def _only(label, counter):
+    return {name: n for name, n in counter.items() if label in ("", name)}
+
+
+def _resample(traces, kind, label, strata, bootstrap, seed):
+    """Hits [caches, sizes] in all, and in every resample: float64 [caches, sizes, bootstrap].
+
+    `strata` are, for each cache, what `Dealer` has to know.
+    """
+    ((rule, segment_length),) = kind.rules
+    _, num_caches, num_sizes = kind.shape
+    new_hits = np.zeros((num_caches, num_sizes), np.int64)
+    totals = np.zeros((num_caches, num_sizes, bootstrap))
+    # Caches that have drawn from the same sequences so far, and the weights of the next.
+    groups = [
+        ([c for c in range(num_caches) if strata[c] == key], Dealer(*key, bootstrap, seed))
+        for i, key in enumerate(strata)
+        if key not in strata[:i]
+    ]
+    for trace in traces:
+        labels, used = labels_of(trace), _used(trace, kind.level)
+        used &= (trace.lengths >= kind.shortest)[:, None]
+        members = np.flatnonzero(is_of(trace, label))
+        for part, counted in _blocks(trace, members, rule, segment_length, kind.level):
+            new_hits += kernels.host(counted.sum(axis=0))
+            draws = used[members[part]]
+            groups = [split for group in groups for split in _split(*group, draws)]
+            for caches, dealer in groups:
+                drawn = draws[:, caches[0]]
+                columns = counted[drawn][:, caches].reshape(
+                    int(drawn.sum()), len(caches) * num_sizes
+                )
+                product = exact_product(columns, dealer.deal(labels[members[part]][drawn]))
+                totals[caches] += product.reshape(len(caches), num_sizes, bootstrap)
+    return new_hits, totals
+
+
+def _split(caches, dealer, draws):
+    """Caches of a group that draw from the same sequences of a block: bool [sequences, caches]."""
+    patterns, pattern_of = np.unique(draws[:, caches], axis=1, return_inverse=True)
+    for p in range(patterns.shape[1]):
+        yield [c for c, q in zip(caches, pattern_of.ravel(), strict=True) if p == q], copy(dealer)
+
+
+def _add_both(a, b):
+    return a[0] + b[0], a[1] + b[1]
 
 
 def sequence_counts(trace, policy: str, *, level: str = "model", segment_length: int = 0):
@@ -199,39 +290,3 @@ def _used(trace, level):
     """Which sequences have something to say of which cache: bool [sequences, caches]."""
     used = kernels.used_layers(trace.experts)
     return used.any(axis=1, keepdims=True) if level == "model" else used
-
-
-class _Resampled:
-    """Hit rates of resampled sequences.
-
-    A sequence that does not use a cache says nothing of its hit rate, so caches draw from those
-    that do: in nearly every trace all from all. Sums are of whole numbers below 2**53, so exact
-    in float64, in any order.
-
-    Parameters
-    ----------
-    used : bool array [sequences, caches]
-    strata : array [sequences]
-        Labels, each drawn as often as it is there.
-    """
-
-    def __init__(self, used, strata, bootstrap, seed):
-        patterns, pattern_of = np.unique(used, axis=1, return_inverse=True)
-        self._groups = []
-        for p, drawn in enumerate(patterns.T):
-            if drawn.any():
-                weights = np.zeros((bootstrap, len(used)))
-                weights[:, drawn] = resample_weights(strata[drawn], bootstrap, seed)
-                caches = np.flatnonzero(pattern_of.ravel() == p)
-                self._groups.append((caches, weights, [0.0]))
-
-    def add(self, part, counted):
-        """Add histograms of a slice of the sequences, [sequences, caches, sizes]."""
-        for caches, weights, total in self._groups:
-            total[0] = total[0] + kernels.weighted_sums(weights[:, part], counted[:, caches])
-
-    def hit_rates(self):
-        """Caches, and their rates in each resample, [bootstrap, caches, sizes]."""
-        for caches, _, total in self._groups:
-            hits = kernels.host(total[0]).cumsum(axis=-1)
-            yield caches, hits / hits[..., -1:]

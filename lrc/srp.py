@@ -14,6 +14,8 @@ All of it follows from a histogram of f, in integers: see `lrc.window_counts`, a
 that are measured in parts.
 """
 
+from os import PathLike
+
 import numpy as np
 import pandas as pd
 
@@ -24,25 +26,16 @@ from lrc.arguments import (
     dataset_groups,
     dataset_labels,
 )
-from lrc.bootstrap import check_bootstrap, mirrored_interval, resample_weights
-from lrc.kernels import (
-    block_bytes,
-    count_windows,
-    count_windows_by_position,
-    host,
-    weighted_sums,
-)
+from lrc.bootstrap import check_bootstrap
+from lrc.kernels import count_windows_by_position, host
+from lrc.shards import Corpus
+from lrc.srp_bootstrap import srp_intervals
 from lrc.trace import Trace
-from lrc.window_counts import (
-    LEVELS,
-    SEGMENT_LENGTHS,
-    best_router,
-    window_counts,
-)
+from lrc.window_counts import LEVELS, SEGMENT_LENGTHS, best_router, count_corpus
 
 
 def srp(
-    trace: Trace,
+    source: Trace | str | PathLike | list,
     segment_lengths=SEGMENT_LENGTHS,
     *,
     level: str = "model",
@@ -55,7 +48,10 @@ def srp(
 
     Parameters
     ----------
-    trace : Trace
+    source : Trace or path or list of these
+        A trace, the path of one that was saved, a pattern for paths such as ``"shards/*.parquet"``,
+        or a list: the sequences of all together. Files are read a row group at a time, so they may
+        be larger than memory, and shared out among processes or machines: see :doc:`scale`.
     segment_lengths : int or sequence of int
         Window lengths m in tokens, each at least 1.
     level : {"model", "layer", "expert"}
@@ -88,7 +84,7 @@ def srp(
     ------
     LrcError
         A segment length below 1, an unknown level, `by_dataset` without labels, a confidence
-        out of range.
+        out of range, shards of different models, a file that is missing or damaged.
 
     Examples
     --------
@@ -98,22 +94,13 @@ def srp(
     0               2  0.8         1.5        3
     """
     check_bootstrap(bootstrap, confidence)
-    counts = window_counts(trace, segment_lengths, level=level, by_dataset=by_dataset)
+    corpus = Corpus(source)
+    check_level(level, LEVELS)
+    segment_lengths = checked_segment_lengths(segment_lengths)
+    counts = count_corpus(corpus, segment_lengths, level, dataset_labels(corpus, by_dataset))
     if not bootstrap:
         return counts.table()
-    shape = (*counts.counts.shape[:3], len(counts.segment_lengths))
-    intervals = np.full((2, *shape), np.nan)
-    groups = dataset_groups(trace, counts.datasets)
-    for g, i in np.argwhere(counts.windows).tolist():
-        m = counts.segment_lengths[i]
-        members = np.flatnonzero((groups == g) & (trace.lengths >= m))
-        estimate, _, _ = best_router(counts.histogram(i)[g])
-        weights = resample_weights(_strata(trace)[members], bootstrap, seed)
-        for layers, experts, resampled in _resampled_srp(trace, m, level, members, weights):
-            intervals[:, g, layers, experts, i] = mirrored_interval(
-                estimate[layers, experts], resampled, confidence
-            )
-    return counts.table(intervals)
+    return counts.table(srp_intervals(corpus, counts, bootstrap, confidence, seed))
 
 
 def srp_by_position(
@@ -175,63 +162,3 @@ def srp_by_position(
                 keys |= {"segment_length": m, "start": np.arange(len(score))}
                 frames[g, layer, i] = pd.DataFrame(keys | {"srp": score, "size_ratio": size_ratio})
     return pd.concat([frames[key] for key in sorted(frames)], ignore_index=True)
-
-
-def _resampled_srp(trace, m, level, members, weights):
-    """SRP of every resample, in blocks of layers and experts that fit into memory.
-
-    Yields slices of layers and of experts, and [bootstrap, layers, experts].
-    """
-    block = max(1, block_bytes(trace.experts) // (8 * len(weights) * (m + 1)))
-    everything = np.arange(trace.num_layers)
-    pooled = np.zeros(trace.num_experts, np.int64)
-    if level == "model":
-        blocks = [(everything, pooled, slice(0, 1), slice(0, 1))]
-    elif level == "layer":
-        blocks = [
-            (everything[start : start + block], pooled, slice(start, start + block), slice(0, 1))
-            for start in range(0, trace.num_layers, block)
-        ]
-    else:
-        ids = np.arange(trace.num_experts)
-        blocks = [
-            (
-                everything[layer : layer + 1],
-                np.where((ids >= start) & (ids < start + block), ids - start, -1),
-                slice(layer, layer + 1),
-                slice(start, start + block),
-            )
-            for layer in range(trace.num_layers)
-            for start in range(0, trace.num_experts, block)
-        ]
-    for layers, expert_rows, layer_part, expert_part in blocks:
-        histogram = _resampled_histogram(
-            trace, m, members, weights, layers, expert_rows, level == "model"
-        )
-        yield layer_part, expert_part, best_router(histogram)[0]
-
-
-def _resampled_histogram(trace, m, members, weights, layers, expert_rows, pool_layers):
-    """Histogram of every resample, [bootstrap, layers, experts, m + 1].
-
-    A matrix product of weights and the sequences' own histograms: whole numbers below 2**53,
-    so exact in float64.
-    """
-    num_rows = int(expert_rows.max()) + 1
-    step = max(1, block_bytes(trace.experts) // (8 * len(layers) * num_rows * (m + 1)))
-    total = 0.0
-    for start in range(0, len(members), step):
-        chunk = members[start : start + step]
-        groups = np.full(trace.num_sequences, -1)
-        groups[chunk] = np.arange(len(chunk))
-        histograms = count_windows(
-            trace.experts, trace.lengths, groups, len(chunk), layers, expert_rows, (m,)
-        )
-        if pool_layers:
-            histograms = histograms.sum(axis=1, keepdims=True)
-        total = total + weighted_sums(weights[:, start : start + step], histograms)
-    return total
-
-
-def _strata(trace):
-    return np.zeros(trace.num_sequences) if trace.datasets is None else trace.datasets

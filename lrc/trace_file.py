@@ -281,6 +281,29 @@ class TraceFile:
         if len(rows) != header.get("sequences") or checksum != _header_checksum(header, rows):
             raise self._damaged("its checksum differs")
 
+    def read_labels(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Valid tokens and label of every sequence, without reading an id.
+
+        They are verified with their rows, when those are read.
+        """
+        names = [name for name in ("tokens", "dataset") if name in self._parquet.schema_arrow.names]
+        try:
+            table = self._parquet.read(columns=names)
+            lengths = table["tokens"].to_numpy().astype(np.int64)
+            labels = table["dataset"].to_pylist() if "dataset" in names else None
+        except Exception as error:
+            raise self._unreadable(error) from error
+        if labels is None:
+            return lengths, None
+        if None in labels:
+            raise self._damaged("a dataset label is missing")
+        return lengths, np.array(labels, np.str_)
+
+    def rows(self) -> list[int]:
+        """Sequences in each row group."""
+        metadata = self._parquet.metadata
+        return [metadata.row_group(group).num_rows for group in range(self.num_row_groups)]
+
     def read(self, *groups: int) -> Trace:
         """Sequences of some row groups, in that order; of none, a trace without sequences."""
         rows = [self._parquet.metadata.row_group(group).num_rows for group in groups]

@@ -5,20 +5,21 @@ machine, to the same last bit: `window_counts` of each part, their sum, `WindowC
 """
 
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 
 import numpy as np
 import pandas as pd
 
 from lrc.arguments import (
     check_level,
-    check_trace,
     checked_segment_lengths,
     dataset_groups,
     dataset_labels,
 )
 from lrc.errors import LrcError
 from lrc.kernels import best_thresholds, bin_slices, count_windows, host
-from lrc.trace import Trace
+from lrc.shards import Corpus, add_up
 
 SEGMENT_LENGTHS = (4, 16, 64, 256)
 LEVELS = ("model", "layer", "expert")
@@ -106,7 +107,7 @@ class WindowCounts:
 
 
 def window_counts(
-    trace: Trace, segment_lengths=SEGMENT_LENGTHS, *, level: str = "model", by_dataset: bool = False
+    source, segment_lengths=SEGMENT_LENGTHS, *, level: str = "model", by_dataset: bool = False
 ) -> WindowCounts:
     """Partial statistics of `srp` for one shard of a corpus (parameters as there).
 
@@ -115,10 +116,23 @@ def window_counts(
     >>> parts = [window_counts(shard, level="layer") for shard in shards]  # doctest: +SKIP
     >>> sum(parts[1:], parts[0]).table()  # doctest: +SKIP
     """
-    check_trace(trace, anywhere=True)
+    corpus = Corpus(source)
     check_level(level, LEVELS)
     segment_lengths = checked_segment_lengths(segment_lengths)
-    datasets = dataset_labels(trace, by_dataset)
+    return count_corpus(corpus, segment_lengths, level, dataset_labels(corpus, by_dataset))
+
+
+def count_corpus(corpus: Corpus, segment_lengths, level, datasets) -> WindowCounts:
+    """As `window_counts`, of a corpus that is open, for sorted labels (``("",)`` = all pooled)."""
+    parts = corpus.parts()
+    return add_up(parts, _count, [(segment_lengths, level, datasets)] * len(parts))
+
+
+def _count(traces, segment_lengths, level, datasets):
+    return reduce(add, (_count_trace(trace, segment_lengths, level, datasets) for trace in traces))
+
+
+def _count_trace(trace, segment_lengths, level, datasets):
     groups = dataset_groups(trace, datasets)
     counts = count_windows(
         trace.experts,

@@ -3,6 +3,7 @@
 import doctest
 import itertools
 import sys
+from contextlib import nullcontext
 from functools import reduce
 from operator import add
 from unittest.mock import patch
@@ -11,15 +12,16 @@ import numpy as np
 import pandas as pd
 import plain
 import pytest
+import torch
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import traces
 
 import lrc
-from lrc import kernels
+from lrc import kernels, srp_bootstrap
 from lrc.bootstrap import mirrored_interval, resample_weights
-from lrc.kernels import cpu_windows
+from lrc.kernels import cpu_windows, gpu_columns
 from lrc.window_counts import window_counts
 
 srp_module = sys.modules["lrc.srp"]  # `lrc.srp` is the function
@@ -261,8 +263,11 @@ def test_interval_is_that_of_literal_resampling(data):
     seed = data.draw(st.integers(0, 99))
     lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=2, unique=True))
     options = {"level": level, "by_dataset": by_dataset}
-    # Small blocks, so that layers, experts and sequences are worked off in several steps.
-    with patch.object(kernels, "BLOCK_BYTES", data.draw(st.sampled_from([1, 2000, 1 << 26]))):
+    # Small blocks, so that rows and sequences are worked off in several steps; few thresholds at
+    # first, so that more are needed.
+    small = data.draw(st.booleans())
+    sizes = {"SUM_BYTES_IN_MEMORY": 1000, "BLOCK_BYTES": 100, "REACH": 0.1}
+    with patch.multiple(srp_bootstrap, **sizes) if small else nullcontext():
         table = lrc.srp(trace, lengths, **options, bootstrap=9, confidence=0.8, seed=seed)
     datasets = trace.dataset_names if by_dataset else [None]
     for m, dataset in itertools.product(lengths, datasets):
@@ -284,6 +289,50 @@ def test_interval_is_that_of_literal_resampling(data):
         assert rows.ci_high.tolist() == high.tolist()
     without = lrc.srp(trace, lengths, **options)
     pd.testing.assert_frame_equal(table[without.columns], without, check_exact=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_columns_are_read_off_the_histograms(data):
+    """By numba on the CPU, and, as on a GPU, by torch."""
+    trace = data.draw(traces(max_tokens=12))
+    lengths = data.draw(st.lists(st.integers(1, 13), min_size=1, max_size=2, unique=True))
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    pool_layers, pool_experts = data.draw(st.booleans()), data.draw(st.booleans())
+    layer_rows = np.arange(trace.num_layers) * (not pool_layers)
+    expert_rows = np.arange(trace.num_experts) * (not pool_experts)
+    shape = (len(lengths), layer_rows[-1] + 1, expert_rows[-1] + 1)
+    low, high = np.sort(
+        rng.integers(1, np.array(lengths) + 1, (2, *shape[:0:-1], shape[0])), axis=0
+    )
+    low, high = low.T, high.T
+    wanted = rng.random(shape) < 0.8
+    first = np.full(shape, -1)
+    first[wanted] = np.cumsum(np.append(0, (3 + high - low)[wanted]))[:-1]
+    sequences = rng.permutation(trace.num_sequences)
+    selection = (sequences, np.arange(trace.num_layers), layer_rows, expert_rows, lengths)
+    plan = (first, low, high)
+    counted = cpu_windows.count_columns(trace.experts, trace.lengths, *selection, plan, np.float64)
+    for row, s in enumerate(sequences):
+        for i, layer, expert in np.argwhere(wanted):
+            f = plain.segments(
+                trace,
+                lengths[i],
+                sequences=[s],
+                layers=np.flatnonzero(layer_rows == layer),
+                experts=np.flatnonzero(expert_rows == expert),
+            )
+            lowest, highest = low[i, layer, expert], high[i, layer, expert]
+            above = [n for n in f if n >= highest]
+            expected = [sum(f), len(above), sum(above), *map(f.count, range(lowest, highest))]
+            c = first[i, layer, expert]
+            assert counted[row, c : c + len(expected)].tolist() == expected
+    count_windows = cpu_windows.count_windows
+    with patch.object(kernels, "count_windows", lambda *a: torch.from_numpy(count_windows(*a))):
+        by_torch = gpu_columns.count_columns(
+            trace.experts, trace.lengths, *selection, plan, np.float64
+        )
+    assert by_torch.tolist() == counted.tolist()
 
 
 def test_mirrored_interval_by_hand():
@@ -371,8 +420,10 @@ def test_bad_arguments_end_in_one_line(kwargs, message):
 
 
 def test_a_trace_is_asked_for():
+    with pytest.raises(lrc.LrcError, match=r"not int .*load_trace"):
+        lrc.srp(3)
     with pytest.raises(lrc.LrcError, match=r"not str .*load_trace"):
-        lrc.srp("trace.parquet")
+        lrc.srp_by_position("trace.parquet", 4)
     with pytest.raises(lrc.LrcError, match=r"not dict .*'decoder'"):
         lrc.srp_by_position({"decoder": None}, 4)
     with pytest.raises(lrc.LrcError, match="level is 'expert'"):
@@ -386,7 +437,7 @@ def test_examples_in_docstrings():
 
 @pytest.mark.parametrize(
     "measure",
-    [lrc.srp, lrc.sch, lrc.hit_rates, lrc.balance, lrc.shuffle, lrc.decompose, lrc.token_counts],
+    [lrc.balance, lrc.shuffle, lrc.decompose, lrc.token_counts],
 )
 def test_every_measure_asks_for_a_trace(measure):
     with pytest.raises(lrc.LrcError, match=r"expected a lrc\.Trace, not str \(lrc\.load_trace"):

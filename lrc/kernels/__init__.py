@@ -14,7 +14,7 @@ import numpy as np
 
 from lrc.kernels import cpu_caches, cpu_windows
 from lrc.kernels.cpu_caches import BELADY, LFU, LOOKAHEAD, LRU, STATIC
-from lrc.kernels.cpu_windows import bin_slices
+from lrc.kernels.cpu_windows import best_resampled, bin_slices
 
 __all__ = [
     "BELADY",
@@ -22,13 +22,16 @@ __all__ = [
     "LOOKAHEAD",
     "LRU",
     "STATIC",
+    "best_resampled",
     "best_thresholds",
     "bin_slices",
     "block_bytes",
+    "count_columns",
     "count_new_hits",
     "count_windows",
     "count_windows_by_position",
     "host",
+    "on_host",
     "used_layers",
     "weighted_sums",
 ]
@@ -79,6 +82,17 @@ def count_new_hits(policy, segment_length, experts, lengths, sequences, num_expe
     caches = cpu_caches if on_host(experts) else _gpu("caches")
     return caches.count_new_hits(
         policy, segment_length, experts, lengths, sequences, num_experts, shared
+    )
+
+
+def count_columns(
+    experts, lengths, sequences, layers, layer_rows, expert_rows, segment_lengths, plan, dtype
+):
+    """See `lrc.kernels.cpu_windows.count_columns`."""
+    columns = cpu_windows if on_host(experts) else _gpu("columns")
+    return columns.count_columns(
+        *(experts, lengths, sequences, layers, layer_rows, expert_rows, segment_lengths),
+        *(plan, dtype),
     )
 
 

@@ -89,6 +89,172 @@ def count_windows_by_position(
     return np.cumsum(change, axis=2, out=change)[:, :, :-1]
 
 
+def count_columns(
+    experts, lengths, sequences, layers, layer_rows, expert_rows, segment_lengths, plan, dtype
+):
+    """What each sequence adds to the F1 of some groups of experts, at some thresholds.
+
+    Parameters
+    ----------
+    experts, lengths, segment_lengths
+        As in `count_windows`.
+    sequences : int64 array
+    layers, layer_rows : int64 arrays
+        Layers to count, and the row of each, ascending.
+    expert_rows : int64 array [experts]
+        Row of each expert.
+    plan : tuple of int64 arrays [segment lengths, layer rows, expert rows]
+        First column of a group (-1 = leave it out), its lowest threshold, its highest.
+    dtype : dtype
+
+    Returns
+    -------
+    array [sequences, columns]
+        For each group the activations in all windows; of the windows with at least as many as the
+        highest threshold, their number and the activations in them; then the windows with
+        exactly the lowest threshold, and so on up to below the highest.
+    """
+    first, low, high = plan
+    columns = int((first + 3 + high - low)[first >= 0].max(initial=0))
+    bins = bin_slices(segment_lengths)
+    first_bins = np.array([part.start for part in bins], np.int64)
+    segment_lengths = np.asarray(segment_lengths, np.int64)
+    counted = np.zeros((len(sequences), columns), dtype)
+
+    def work(part):
+        scratch = np.zeros((int(expert_rows.max()) + 1, bins[-1].stop), np.int64)
+        _count_columns(
+            *(experts, lengths, sequences[part], layers, layer_rows, expert_rows),
+            *(segment_lengths, first_bins, first, low, high, scratch, counted[part]),
+        )
+
+    _in_slices(work, len(sequences), 8)
+    return counted
+
+
+@njit(cache=True, nogil=True)
+def _count_columns(
+    experts,
+    lengths,
+    sequences,
+    layers,
+    layer_rows,
+    expert_rows,
+    segment_lengths,
+    first_bins,
+    first,
+    low,
+    high,
+    scratch,
+    counted,
+):
+    for s in range(len(sequences)):
+        sequence = sequences[s]
+        for j in range(len(layers)):
+            part = experts[sequence, : lengths[sequence], layers[j]]
+            _count_sequence(part, expert_rows, segment_lengths, first_bins, scratch)
+            row = layer_rows[j]
+            if j + 1 < len(layers) and layer_rows[j + 1] == row:
+                continue
+            for i in range(len(segment_lengths)):
+                m = segment_lengths[i]
+                for e in range(len(scratch)):
+                    c = first[i, row, e]
+                    if c < 0:
+                        continue
+                    histogram = scratch[e, first_bins[i] : first_bins[i] + m + 1]
+                    lowest, highest = low[i, row, e], high[i, row, e]
+                    activations = 0
+                    for f in range(1, highest):
+                        activations += f * histogram[f]
+                    windows = 0
+                    matches = 0
+                    for f in range(highest, m + 1):
+                        windows += histogram[f]
+                        matches += f * histogram[f]
+                    counted[s, c] = activations + matches
+                    counted[s, c + 1] = windows
+                    counted[s, c + 2] = matches
+                    for f in range(lowest, highest):
+                        counted[s, c + 3 + f - lowest] = histogram[f]
+            scratch[:] = 0
+
+
+def best_resampled(totals, first, low, high, lengths):
+    """F1 of the best router of some groups of experts in each resample, and whether it is certain.
+
+    The best threshold is the first whole number from F1 * m / 2 on: a window with fewer activations
+    adds to the sizes of both sets more than to twice their overlap. So the best of some
+    neighbouring thresholds is the best of all if that number is among them.
+
+    Parameters
+    ----------
+    totals : float64 array [columns, bootstrap]
+        Sums of what `count_columns` counts.
+    first, low, high, lengths : int64 arrays [groups]
+        As in `count_columns`; m of each group.
+
+    Returns
+    -------
+    float64 array [groups, bootstrap]
+        F1.
+    bool array [groups]
+        False where a threshold out of the range may be better.
+    """
+    best = np.empty((len(first), totals.shape[1]))
+    sure = np.ones(len(first), np.bool_)
+
+    def work(part):
+        _best_resampled(
+            *(totals, first[part], low[part], high[part], lengths[part], best[part], sure[part])
+        )
+
+    _in_slices(work, len(first), 64)
+    return best, sure
+
+
+@njit(cache=True, nogil=True)
+def _best_resampled(totals, first, low, high, lengths, best, sure):
+    bootstrap = totals.shape[1]
+    windows = np.empty(bootstrap)
+    matches = np.empty(bootstrap)
+    for group in range(len(first)):
+        c, m = first[group], lengths[group]
+        lowest, highest = low[group], high[group]
+        activations = totals[c]
+        f1 = best[group]
+        for b in range(bootstrap):
+            windows[b] = totals[c + 1, b]
+            matches[b] = totals[c + 2, b]
+            # Nothing to find where nothing is active: 0 of 1.
+            f1[b] = 2 * matches[b] / max(m * windows[b] + activations[b], 1.0)
+        for a in range(highest - 1, lowest - 1, -1):
+            exactly = totals[c + 3 + a - lowest]
+            for b in range(bootstrap):
+                windows[b] += exactly[b]
+                matches[b] += a * exactly[b]
+                here = 2 * matches[b] / max(m * windows[b] + activations[b], 1.0)
+                f1[b] = here if here > f1[b] else f1[b]
+        # A hair wider than rounding. No threshold above m / 2 is ever the best alone.
+        if lowest > 1:
+            sure[group] = f1.min() * m / 2 > lowest - 1 + 1e-9 * m
+        if 2 * highest < m:
+            sure[group] &= f1.max() * m / 2 < highest - 1e-9 * m
+
+
+def _in_slices(work, count, size):
+    """Let threads work on slices of so many each."""
+    threads = max(1, config.NUMBA_NUM_THREADS)
+    parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    if threads == 1 or len(parts) == 1:
+        for part in parts:
+            work(part)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            for done in [pool.submit(work, part) for part in parts]:
+                done.result()
+
+
 def _in_threads(work, groups, shape):
     """Let threads fill one histogram, each its own layers and sequences.
 
@@ -134,47 +300,49 @@ def _count_windows(
     first_bins,
     histogram,
 ):
-    top_k = experts.shape[3]
+    for sequence in sequences:
+        for row in rows:
+            part = experts[sequence, : lengths[sequence], layers[row]]
+            booked = histogram[groups[sequence], row]
+            _count_sequence(part, expert_rows, segment_lengths, first_bins, booked)
+
+
+@njit(cache=True, nogil=True)
+def _count_sequence(experts, expert_rows, segment_lengths, first_bins, booked):
+    """Book the windows of one sequence and layer: experts [tokens, top_k]."""
+    length, top_k = experts.shape
     num_experts = len(expert_rows)
-    ids = np.empty((experts.shape[1], top_k), np.int64)
     active = np.zeros(num_experts, np.int64)  # activations in the current window
     since = np.zeros(num_experts, np.int64)  # first window with this many
-    for sequence in sequences:
-        length = lengths[sequence]
-        for row in rows:
-            for t in range(length):
+    for i in range(len(segment_lengths)):
+        m = segment_lengths[i]
+        zero = first_bins[i]
+        num_windows = length - m + 1
+        if num_windows < 1:
+            continue
+        for t in range(length):
+            window = max(t - m + 1, 0)
+            # Leave before entering: no count ever exceeds m, the last bin.
+            if t >= m:
                 for k in range(top_k):
-                    ids[t, k] = experts[sequence, t, layers[row], k]
-            booked = histogram[groups[sequence], row]
-            for i in range(len(segment_lengths)):
-                m = segment_lengths[i]
-                zero = first_bins[i]
-                num_windows = length - m + 1
-                if num_windows < 1:
-                    continue
-                for t in range(length):
-                    window = max(t - m + 1, 0)
-                    # Leave before entering: no count ever exceeds m, the last bin.
-                    if t >= m:
-                        for k in range(top_k):
-                            e = ids[t - m, k]
-                            if e >= 0:
-                                if expert_rows[e] >= 0:
-                                    booked[expert_rows[e], zero + active[e]] += window - since[e]
-                                since[e] = window
-                                active[e] -= 1
-                    for k in range(top_k):
-                        e = ids[t, k]
-                        if e >= 0:
-                            if expert_rows[e] >= 0:
-                                booked[expert_rows[e], zero + active[e]] += window - since[e]
-                            since[e] = window
-                            active[e] += 1
-                for e in range(num_experts):
+                    e = experts[t - m, k]
+                    if e >= 0:
+                        if expert_rows[e] >= 0:
+                            booked[expert_rows[e], zero + active[e]] += window - since[e]
+                        since[e] = window
+                        active[e] -= 1
+            for k in range(top_k):
+                e = experts[t, k]
+                if e >= 0:
                     if expert_rows[e] >= 0:
-                        booked[expert_rows[e], zero + active[e]] += num_windows - since[e]
-                    active[e] = 0
-                    since[e] = 0
+                        booked[expert_rows[e], zero + active[e]] += window - since[e]
+                    since[e] = window
+                    active[e] += 1
+        for e in range(num_experts):
+            if expert_rows[e] >= 0:
+                booked[expert_rows[e], zero + active[e]] += num_windows - since[e]
+            active[e] = 0
+            since[e] = 0
 
 
 @njit(cache=True, nogil=True)

@@ -1,0 +1,262 @@
+"""Bootstrap intervals of SRP: F1 of the best segment router in every resample, to the last bit.
+
+A resample's histogram is the sum of the sequences' own, weighted by how often each is drawn. Of
+its bins only those around the best threshold matter one by one: all below count through their
+activations, all above through two sums (`lrc.kernels.cpu_windows`). Where that threshold lies is
+known from the estimate and how far resamples spread; what turns out to lie too near the edge of
+that range is drawn again with more bins.
+
+How far they spread is estimated to first order ("delta method"): F1 is a ratio of sums over
+sequences, so at the estimate's threshold its variance is that of the sequences' own shares in it.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lrc.bootstrap import Dealer, exact_product, exact_sum, mirrored_interval, strata_of_parts
+from lrc.kernels import best_resampled, count_columns, host
+from lrc.shards import Corpus, add_up, is_of, labels_of
+from lrc.window_counts import WindowCounts, best_router
+
+# Size of the sums of a step. Files are read again for each step; what is in memory is looked at in
+# steps that suit the processor's cache.
+SUM_BYTES = 1 << 28
+SUM_BYTES_IN_MEMORY = 1 << 25
+# Sequences that are added at a time, and how large their counts may become.
+BLOCK_SEQUENCES = 512
+BLOCK_BYTES = 1 << 26
+# Standard deviations of F1 to look at on either side of the estimate.
+REACH = 5.0
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Rows of SRP that draw the same sequences, and the thresholds to look at.
+
+    Attributes
+    ----------
+    label : str
+        Dataset, or "" for all.
+    level : str
+    segment_lengths : tuple of int
+        Of which the same sequences have windows.
+    segment, layer, expert : int64 arrays [rows]
+        Places of the rows, the first among `segment_lengths`.
+    score, width : float64 arrays [rows]
+        F1 of the estimate, and how far from it.
+    """
+
+    label: str
+    level: str
+    segment_lengths: tuple[int, ...]
+    segment: np.ndarray
+    layer: np.ndarray
+    expert: np.ndarray
+    score: np.ndarray
+    width: np.ndarray
+
+    def select(self, rows) -> "_Step":
+        names = ("segment", "layer", "expert", "score", "width")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    @property
+    def m(self) -> np.ndarray:
+        return np.array(self.segment_lengths)[self.segment]
+
+    @property
+    def low(self) -> np.ndarray:
+        """Lowest threshold of each row; 0 is never better than 1."""
+        return np.maximum(np.floor((self.score - self.width) * self.m / 2), 1).astype(np.int64)
+
+    @property
+    def high(self) -> np.ndarray:
+        """Highest threshold of each row; none above m / 2 is ever the best alone."""
+        highest = np.ceil((self.score + self.width) * self.m / 2).astype(np.int64)
+        return np.minimum(highest, (self.m + 1) // 2)
+
+    @property
+    def first(self) -> np.ndarray:
+        """First column of each row, and at last the number of all columns."""
+        return np.cumsum(np.append(0, 3 + self.high - self.low))
+
+
+def srp_intervals(
+    corpus: Corpus, counts: WindowCounts, bootstrap: int, confidence: float, seed: int
+) -> np.ndarray:
+    """Intervals of `lrc.srp`.
+
+    Parameters
+    ----------
+    corpus : Corpus
+    counts : WindowCounts
+        Of the corpus.
+    bootstrap, confidence, seed
+        As in `lrc.srp`.
+
+    Returns
+    -------
+    float array [2, datasets, layers, experts, segment_lengths]
+        Lower and upper ends; NaN where there are no windows.
+    """
+    lengths = counts.segment_lengths
+    scores = [best_router(counts.histogram(i))[0] for i in range(len(lengths))]
+    score = np.stack(scores, axis=-1)  # [datasets, layers, experts, segment_lengths]
+    intervals = np.full((2, *score.shape), np.nan)
+    # What is never active scores 0 in every resample.
+    intervals[:, np.broadcast_to(counts.windows[:, None, None] > 0, score.shape)] = 0
+    parts = corpus.parts()
+    for g, label in enumerate(counts.datasets):
+        for chosen, sizes, starts in _members(corpus, parts, label, lengths):
+            layer, expert, segment = np.nonzero(score[g][..., chosen])
+            if not len(segment):
+                continue
+            place = (g, layer, expert, np.array(chosen)[segment])
+            step = _Step(
+                *(label, counts.level, tuple(lengths[i] for i in chosen)),
+                *(segment, layer, expert, score[place], np.zeros(len(segment))),
+            )
+            used = [(part, start) for part, start in zip(parts, starts, strict=True) if start]
+            intervals[:, *place] = _step_intervals(step, used, sizes, bootstrap, confidence, seed)
+    return intervals
+
+
+def _members(corpus, parts, label, lengths):
+    """Which sequences segment lengths draw from: those of the dataset that have a window.
+
+    Yields positions of segment lengths that draw from the same, their strata, and where these
+    begin in each part (nowhere: a part without such sequences).
+    """
+    labels = labels_of(corpus)
+    groups = {}
+    for i, m in enumerate(lengths):
+        members = _drawn(corpus, label, m)
+        slices = [slice(part.start, part.stop) for part in parts]
+        counts = [Counter(labels[part][members[part]].tolist()) for part in slices]
+        sizes, starts = strata_of_parts(counts)
+        # Longer windows draw from fewer sequences, so from the same if from as many.
+        if sizes:
+            groups.setdefault(sizes, ([], starts))[0].append(i)
+    for sizes, (chosen, starts) in groups.items():
+        yield chosen, sizes, starts
+
+
+def _drawn(trace, label, m):
+    """Sequences of a dataset that have a window of m tokens: bool [sequences]."""
+    return (trace.lengths >= m) & is_of(trace, label)
+
+
+def _step_intervals(step, used, sizes, bootstrap, confidence, seed):
+    """Intervals [2, rows]; `used` are parts and where their strata begin."""
+    parts = [part for part, _ in used]
+    # The step is sent within a tuple: clusters keep other objects apart from the task, and lose
+    # them with the worker that holds them.
+    squares, sums = add_up(parts, _sums_of_squares, [((step,),)] * len(parts))
+    step = replace(step, width=REACH * np.sqrt(squares) / sums)
+    in_memory = all(part.trace is not None for part in parts)
+    size = (SUM_BYTES_IN_MEMORY if in_memory else SUM_BYTES) // (8 * bootstrap)
+    intervals = np.empty((2, len(step.score)))
+    pending = np.arange(len(step.score))
+    while len(pending):
+        uncertain = []
+        for block in _blocks(step.select(pending).first, size):
+            rows = pending[block]
+            block = step.select(rows)
+            totals = add_up(
+                *(parts, _resample),
+                [((block,), sizes, start, bootstrap, seed) for _, start in used],
+                exact_sum,
+            )
+            resampled, sure = best_resampled(
+                totals, block.first[:-1], block.low, block.high, block.m
+            )
+            intervals[:, rows] = mirrored_interval(block.score, resampled, confidence, axis=1)
+            uncertain.append(rows[~sure])
+        pending = np.concatenate(uncertain)
+        step = replace(step, width=3 * step.width + 2 / step.m)
+    return intervals
+
+
+def _blocks(first, size):
+    """Slices of rows that have so many columns together, or are one row."""
+    start = 0
+    while start < len(first) - 1:
+        stop = int(np.searchsorted(first, first[start] + size, "right")) - 1
+        stop = max(start + 1, stop)
+        yield slice(start, stop)
+        start = stop
+
+
+def _sums_of_squares(traces, steps):
+    """What F1 gains and loses by each sequence, squared and summed, and its denominator: [2, rows].
+
+    F1 is 2 M / D, sums over sequences both; moving a sequence's weight moves it by
+    (2 M_s - F1 D_s) / D.
+    """
+    (step,) = steps
+    sums = np.zeros((2, len(step.score)))
+    for _, counted in _counted(traces, step):
+        activations, windows, matches = (
+            host(counted[:, step.first[:-1] + column]).astype(np.float64) for column in range(3)
+        )
+        sizes = step.m * windows + activations
+        sums[0] += ((2 * matches - step.score * sizes) ** 2).sum(axis=0)
+        sums[1] += sizes.sum(axis=0)
+    return sums
+
+
+def _resample(traces, steps, sizes, starts, bootstrap, seed):
+    """Sums of `count_columns` in every resample: [columns, bootstrap]."""
+    (step,) = steps
+    dealer = Dealer(sizes, starts, bootstrap, seed)
+    totals = None
+    for labels, counted in _counted(traces, step):
+        totals = exact_sum(totals, exact_product(counted, dealer.deal(labels)))
+    return totals
+
+
+def _counted(traces, step):
+    """Labels of some sequences that are drawn, and their columns."""
+    block = max(1, min(BLOCK_SEQUENCES, BLOCK_BYTES // (8 * int(step.first[-1]))))
+    for trace in traces:
+        labels = labels_of(trace)
+        members = np.flatnonzero(_drawn(trace, step.label, max(step.segment_lengths)))
+        layers, layer_rows, expert_rows = _selection(trace, step)
+        plan = _plan(step, layers, layer_rows, expert_rows)
+        for start in range(0, len(members), block):
+            chunk = members[start : start + block]
+            yield (
+                labels[chunk],
+                count_columns(
+                    *(trace.experts, trace.lengths, chunk, layers, layer_rows, expert_rows),
+                    *(step.segment_lengths, plan, _dtype(trace, step)),
+                ),
+            )
+
+
+def _selection(trace, step):
+    """Layers that a step needs, the row of each, and the row of each expert."""
+    if step.level == "model":
+        layers = np.arange(trace.num_layers)
+        return layers, layers * 0, np.zeros(trace.num_experts, np.int64)
+    layers = np.unique(step.layer)
+    return layers, np.arange(len(layers)), np.arange(trace.num_experts) * (step.level == "expert")
+
+
+def _plan(step, layers, layer_rows, expert_rows):
+    """First column and thresholds of each row, as `count_columns` takes them."""
+    shape = (len(step.segment_lengths), layer_rows.max() + 1, expert_rows.max() + 1)
+    place = (step.segment, np.searchsorted(layers, step.layer), step.expert)
+    plan = []
+    for values in (step.first[:-1], step.low, step.high):
+        plan.append(np.full(shape, -1))
+        plan[-1][place] = values
+    return tuple(plan)
+
+
+def _dtype(trace, step):
+    """Of the columns of a sequence: float32 if it holds them, which none of them exceeds."""
+    experts = {"model": trace.num_layers * trace.top_k, "layer": trace.top_k, "expert": 1}
+    largest = trace.shape[1] * max(step.segment_lengths) * experts[step.level]
+    return np.float32 if largest < 2**24 else np.float64
