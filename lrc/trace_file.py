@@ -21,7 +21,7 @@ lost its end or its middle is told from a whole one.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from hashlib import blake2b
 from os import PathLike
@@ -194,12 +194,14 @@ def save_trace(trace: Trace, path: str | PathLike) -> None:
         writer.append(trace)
 
 
-def load_trace(path: str | PathLike) -> Trace:
-    """Read a trace from a file that `Trace.save` wrote.
+def load_trace(path: str | PathLike | Iterable[str | PathLike]) -> Trace:
+    """Read a trace from a file that `Trace.save` or `lrc.record` wrote.
 
     Parameters
     ----------
-    path : path
+    path : path, pattern or list of paths
+        A file; or all shards of a recording by several processes, in any order, which are put
+        together in the order of the corpus, as in ``"trace.rank*of8.parquet"``.
 
     Returns
     -------
@@ -208,14 +210,37 @@ def load_trace(path: str | PathLike) -> Trace:
     Raises
     ------
     TraceError
-        No such file, no trace, or a trace that is damaged or cut short.
+        No such file, no trace, a trace that is damaged or cut short, or a shard that is missing.
     """
+    from lrc.trace_shards import iter_shards, shard_paths
+
+    shards = shard_paths(path)
+    if shards is not None:
+        return concat_traces(iter_shards(shards))
     with TraceFile(path) as file:
         return file.read(*range(file.num_row_groups))
 
 
-def iter_trace(path: str | PathLike) -> Iterator[Trace]:
-    """Row groups of a trace file, each a `Trace`, so that one need not fit into memory."""
+def iter_trace(path: str | PathLike | Iterable[str | PathLike]) -> Iterator[Trace]:
+    """Yield a trace file, or shards, a row group at a time, so that it need not fit into memory.
+
+    Parameters
+    ----------
+    path : path, pattern or list of paths
+        As for `load_trace`.
+
+    Examples
+    --------
+    >>> with TraceWriter("trace.parquet") as writer:  # doctest: +SKIP
+    ...     for part in iter_trace("trace.rank*of8.parquet"):
+    ...         writer.append(part)
+    """
+    from lrc.trace_shards import iter_shards, shard_paths
+
+    shards = shard_paths(path)
+    if shards is not None:
+        yield from iter_shards(shards)
+        return
     with TraceFile(path) as file:
         for group in range(file.num_row_groups):
             yield file.read(group)

@@ -10,7 +10,8 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from tiny_models import hook_count, random_tokens, record_pass, tiny_model
+from tiny_models import hook_count, random_tokens, record_pass, tiny_model, tiny_switch
+from transformers import AutoModelForCausalLM
 
 import lrc
 from lrc.corpora import Sequences
@@ -404,3 +405,106 @@ def test_offloaded_weights():
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     trace = lrc.record(model, tokens, progress=False)
     assert trace.equals(expected)
+
+
+def test_weights_on_the_disk(tmp_path):
+    """What ``device_map="auto"`` does with a model that is too large: some layers on the disk."""
+    model, tokens = tiny_model("qwen2_moe"), random_tokens(4, 6)
+    expected = lrc.record(model, tokens, batch_size=2, progress=False)
+    model.save_pretrained(tmp_path / "model")
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    places |= {"model.rotary_emb": "cpu"}
+    places |= {
+        f"model.layers.{layer}": place for layer, place in enumerate(("cpu", "disk", "disk"))
+    }
+    spread = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "offload"
+    )
+    assert spread.hf_device_map["model.layers.2"] == "disk"
+    assert any(p.device.type == "meta" for p in spread.model.layers[2].parameters())
+    trace = lrc.record(spread, tokens, batch_size=2, out=tmp_path / "t.parquet", progress=False)
+    np.testing.assert_array_equal(trace.experts, expected.experts)
+    again = lrc.record(spread, tokens, batch_size=2, out=tmp_path / "t.parquet", progress=False)
+    assert again.equals(trace)
+
+
+# --- Encoder and decoder -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def switch():
+    return tiny_switch()
+
+
+def seq2seq_batches():
+    """Batches of sources and targets, each of its own length."""
+    return [
+        {
+            "input_ids": random_tokens(2, n, seed=n),
+            "decoder_input_ids": random_tokens(2, m, seed=m),
+            "dataset": ["a", "b"],
+        }
+        for n, m in ((5, 3), (7, 4), (4, 6))
+    ]
+
+
+def test_each_stack_has_its_file(switch, tmp_path, small_groups):
+    expected = lrc.record(switch, seq2seq_batches(), progress=False)
+    assert set(expected) == {"encoder", "decoder"}
+    out = tmp_path / "t.parquet"
+    for _ in range(2):
+        traces = lrc.record(switch, seq2seq_batches(), out=out, progress=False)
+        assert set(traces) == set(expected)
+        for stack, trace in traces.items():
+            assert trace.equals(expected[stack])
+            assert trace.equals(lrc.load_trace(tmp_path / f"t.{stack}.parquet"))
+        names = ["t.decoder.parquet", "t.encoder.parquet"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for rank in (0, 1):
+        lrc.record(
+            switch, seq2seq_batches(), out=tmp_path / "r.parquet", shard=(rank, 2), progress=False
+        )
+    for stack, trace in expected.items():
+        assert lrc.load_trace(tmp_path / f"r.rank*of2.{stack}.parquet").equals(trace)
+
+
+def test_a_pair_is_continued_wherever_it_stopped(switch, tmp_path, monkeypatch):
+    """Killed after every renaming: of parts, and of the two files."""
+    monkeypatch.setattr("lrc.recording.PART_SECONDS", 0)
+    expected = lrc.record(switch, seq2seq_batches(), out=tmp_path / "e.parquet", progress=False)
+    renames = []
+    put = os.replace
+
+    def counted(*names):
+        renames.append(names)
+        put(*names)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", counted)
+        lrc.record(switch, seq2seq_batches(), out=tmp_path / "u.parquet", progress=False)
+    assert len(renames) == 1 + 3 * 3 + 2 * 2
+    for stop in range(len(renames)):
+        seen = []
+
+        def killed(*names, seen=seen, stop=stop):
+            if len(seen) == stop:
+                raise KeyboardInterrupt
+            seen.append(names)
+            put(*names)
+
+        out = tmp_path / f"{stop}.parquet"
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                lrc.record(switch, seq2seq_batches(), out=out, progress=False)
+        traces = lrc.record(switch, seq2seq_batches(), out=out, progress=False)
+        for stack, trace in traces.items():
+            assert trace.equals(expected[stack])
+            one, other = (tmp_path / f"{name}.{stack}.parquet" for name in (stop, "e"))
+            assert one.read_bytes() == other.read_bytes()
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_targets_alone_feed_the_decoder(switch):
+    batch = {"input_ids": random_tokens(2, 5), "labels": random_tokens(2, 4, seed=1)}
+    assert lrc.record(switch, batch, progress=False)["decoder"].shape[:2] == (2, 4)

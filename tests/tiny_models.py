@@ -134,3 +134,28 @@ def record_pass(model, *, mode="executed", weights=False, **inputs):
     with lrc.Recorder(model, mode, weights) as recorder, torch.no_grad():
         model(**inputs)
     return recorder.trace()
+
+
+def tiny_switch(seed: int = 0):
+    """A tiny random encoder-decoder whose second layer in each stack is Mixture-of-Experts."""
+    config = transformers.SwitchTransformersConfig(
+        vocab_size=VOCABULARY,
+        d_model=16,
+        d_kv=8,
+        d_ff=16,
+        num_heads=2,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_sparse_encoder_layers=1,
+        num_sparse_decoder_layers=1,
+        num_experts=4,
+        expert_capacity=64,
+        decoder_start_token_id=0,
+    )
+    model = transformers.SwitchTransformersForConditionalGeneration(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.ndim > 1:
+                tensor.normal_(0, 0.25, generator=generator)
+    return model.eval()
