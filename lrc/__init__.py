@@ -22,6 +22,7 @@ from lrc.vocabulary import TokenCounts, load_token_counts, token_counts
 _LAZY: dict[str, str] = {
     "ModelError": "lrc.models",
     "Recorder": "lrc.recorder",
+    "examine": "lrc.doctor",
     "load_model": "lrc.models",
     "load_routes": "lrc.importers",
     "record": "lrc.recording",
