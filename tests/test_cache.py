@@ -21,7 +21,7 @@ import lrc
 from lrc import hit_counts, kernels
 from lrc.bootstrap import mirrored_interval, resample_weights
 from lrc.cache import policy_counts, sch_counts
-from lrc.kernels import cpu_caches, cpu_lanes
+from lrc.kernels import cpu_caches, cpu_deep, cpu_lanes
 
 cache_module = sys.modules["lrc.cache"]
 LEVELS = ["model", "layer"]
@@ -98,11 +98,13 @@ def test_sch_equals_its_definition(data):
     )
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_stacks_of_many_blocks(seed):
+@pytest.mark.parametrize("key_type", [np.int32, np.int64])
+@pytest.mark.parametrize("seed", range(4))
+def test_stacks_of_many_blocks(seed, key_type):
     """Stacks deep enough for walks that pass blocks by, which small random traces never see."""
     rng = np.random.default_rng(seed)
-    tokens, layers, num_experts, top_k = [(90, 3, 50, 1), (50, 3, 50, 3), (30, 2, 70, 7)][seed]
+    shapes = [(90, 3, 50, 1), (50, 3, 50, 3), (30, 2, 70, 7), (40, 3, 150, 5)]
+    tokens, layers, num_experts, top_k = shapes[seed]
     # Popular experts and slow drift, so that hits happen at every depth.
     scores = rng.normal(size=(layers, num_experts)).cumsum(axis=1) / 8
     drift = rng.normal(size=(tokens, layers, num_experts)).cumsum(axis=0) / 4
@@ -110,9 +112,10 @@ def test_stacks_of_many_blocks(seed):
     experts = (-(scores + drift + noise)).argsort(axis=-1)[None, ..., :top_k]
     trace = lrc.Trace(np.where(rng.random(experts.shape) < 0.05, -1, experts), num_experts)
     stream = plain.uses(trace, 0, range(layers))
-    sizes = [2, 31, 33, 64, 65, 97, 120]
+    sizes = [2, 15, 17, 33, 64, 97, 127, 129, *range(200, layers * num_experts, 80)]
     for policy, m in [*((p, 0) for p in POLICIES), *(("lookahead", m) for m in (1, 5, 20))]:
-        counts = policy_counts(trace, policy) if not m else sch_counts(trace, m)
+        with patch.object(cpu_deep, "KEY_TYPES", (key_type,)):
+            counts = policy_counts(trace, policy) if not m else sch_counts(trace, m)
         hits = counts.new_hits[0, 0, 0].cumsum()
         for size in sizes:
             expected = plain.hits_of_replay(stream, size, policy, m)
@@ -125,7 +128,11 @@ def test_stacks_side_by_side_are_those_one_by_one(data):
     """In several groups of lanes, the last of them not full, of unequal length, with any keys."""
     trace = data.draw(traces(max_sequences=40, max_tokens=40))
     level, m = data.draw(st.sampled_from(LEVELS)), data.draw(st.integers(1, 41))
-    with patch.object(cpu_caches, "DEEPEST_LANES", 0):
+    deep = data.draw(st.sampled_from([np.int32, np.int64]))
+    with (
+        patch.object(cpu_caches, "DEEPEST_LANES", 0),
+        patch.object(cpu_deep, "KEY_TYPES", (deep,)),
+    ):
         expected = all_counts(trace, level, m)
     key_types = data.draw(st.sampled_from([(np.int16, np.int32), (np.int32,), ()]))
     with (

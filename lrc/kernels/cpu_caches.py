@@ -21,7 +21,7 @@ import numpy as np
 from numba import config
 
 from lrc.errors import LrcError
-from lrc.kernels import cpu_deep, cpu_lanes
+from lrc.kernels import cpu_best_sets, cpu_deep, cpu_lanes
 from lrc.kernels.rules import BELADY, LFU, LOOKAHEAD, LRU, STATIC
 
 __all__ = ["BELADY", "LFU", "LOOKAHEAD", "LRU", "STATIC", "count_new_hits"]
@@ -65,7 +65,7 @@ def count_new_hits(policy, segment_length, experts, lengths, sequences, num_expe
     uses = longest * layers_a_cache * top_k
     if policy == LOOKAHEAD:
         segment_length = min(segment_length, longest)
-        if sum(int(n).bit_length() for n in (segment_length, uses, num_ids)) > 62:
+        if sum(int(n).bit_length() for n in (segment_length, uses)) > 62:
             raise LrcError(
                 f"a sequence of {longest} tokens is too long to look {segment_length} tokens "
                 "ahead: split it"
@@ -74,9 +74,11 @@ def count_new_hits(policy, segment_length, experts, lengths, sequences, num_expe
     new_hits = np.zeros((len(sequences) * num_caches, num_ids), np.int64)
     threads = max(1, config.NUMBA_NUM_THREADS)
     replay, step = cpu_deep.replay, 1
-    if len(new_hits) >= FEWEST_LANES and num_ids <= DEEPEST_LANES:
-        keys = cpu_lanes.keys_that_hold(policy, segment_length, longest, uses)
-        if keys is not None:
+    if policy == STATIC:
+        replay = cpu_best_sets.replay
+    elif len(new_hits) >= FEWEST_LANES and num_ids <= DEEPEST_LANES:
+        key_type, _ = cpu_lanes.keys_that_hold(policy, segment_length, longest, uses)
+        if key_type is not None:
             replay, step = cpu_lanes.replay, cpu_lanes.LANES
     groups = -(-len(new_hits) // step)
     bounds = np.linspace(0, groups, min(8 * threads, groups) + 1).astype(int) * step

@@ -1,21 +1,84 @@
-"""One stack after the other, each use by itself: for stacks too deep or too few for `cpu_lanes`.
+"""One deep stack after the other, each walked many places at a time.
 
-The work of a use grows with the depth at which its expert is found, less what can be skipped.
+A walk is a running minimum, which has a step after the other. It is cut into stripes: a block
+of `BLOCK` places is `WIDTH` stripes of `DEPTH` places that follow each other, one in each lane of a
+SIMD register. What arrives at a stripe is the minimum of what arrives at the block and of the
+stripes before, known from their minima; then all stripes are walked at once. So a place of the
+stack lies in the slot ``_slot_of(place)``.
+
+Each stripe has a lower bound of its keys. Keys that stay in place only grow, so a bound may lag
+behind but never lies; blocks that cannot hold a key lower than the carried are passed by.
+
+Keys are priorities above a moment of use, which makes them unique and tells whose they are. 0,
+below all, marks what is empty.
+
+numba does not see changes of other files when it looks for compiled code on disk, so what a
+kernel calls is in its file.
 """
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 
-from lrc.kernels.cpu_best_sets import count_best_sets
+from lrc.kernels import simd
 from lrc.kernels.rules import BELADY, LFU, LOOKAHEAD, LRU
 
-# Keys of one block of a stack share a lower bound, so that a walk can pass whole blocks.
-BLOCK_BITS = 5
+WIDTH_BITS, DEPTH_BITS = 3, 4
+WIDTH, DEPTH = 1 << WIDTH_BITS, 1 << DEPTH_BITS
+BLOCK_BITS = WIDTH_BITS + DEPTH_BITS
 BLOCK = 1 << BLOCK_BITS
-HIGHEST = np.iinfo(np.int64).max
+# Narrow keys first: more of them fit into a register.
+KEY_TYPES = (np.int32, np.int64)
 
 
-@njit(cache=True, nogil=True)
+@intrinsic
+def _may_hold_lower(typingctx, bounds, block, carried):
+    """Whether a key of a block can be lower than the carried one."""
+
+    def code(context, builder, signature, args):
+        rows = simd.rows(context, builder, signature, args, 0, WIDTH)
+        bound = simd.load(builder, rows, args[1])
+        lower = builder.icmp_signed("<", bound, simd.splat(builder, args[2], bound.type))
+        lanes = builder.bitcast(lower, simd.integer(WIDTH))
+        return builder.icmp_unsigned("!=", lanes, lanes.type(0))
+
+    return types.boolean(bounds, types.intp, bounds.dtype), code
+
+
+@intrinsic
+def _walk(typingctx, keys, block, carried, bounds):
+    """Walk a block with a key, the lower moving on at each place; return what leaves the block."""
+
+    def code(context, builder, signature, args):
+        keys, bounds = (simd.rows(context, builder, signature, args, i, WIDTH) for i in (0, 3))
+        block, carried = args[1:3]
+        first = builder.mul(block, simd.index(DEPTH))
+        places = [builder.add(first, simd.index(i)) for i in range(DEPTH)]
+        residents = [simd.load(builder, keys, place) for place in places]
+        vector = residents[0].type
+        highest = simd.constant(vector, (1 << (vector.element.width - 1)) - 1)
+        lowest = residents[0]
+        for resident in residents[1:]:
+            lowest, _ = simd.min_max(builder, lowest, resident)
+        # Of all stripes before, by doubling.
+        before, steps = simd.shift(builder, lowest, 1, highest), 1
+        while steps < WIDTH:
+            shifted = simd.shift(builder, before, steps, highest)
+            before, _ = simd.min_max(builder, before, shifted)
+            steps *= 2
+        arrives, _ = simd.min_max(builder, before, simd.splat(builder, carried, vector))
+        leaves, _ = simd.min_max(builder, arrives, lowest)
+        bound = highest
+        for place, resident in zip(places, residents, strict=True):
+            arrives, stays = simd.min_max(builder, resident, arrives)
+            simd.store(builder, stays, keys, place)
+            bound, _ = simd.min_max(builder, bound, stays)
+        simd.store(builder, bound, bounds, block)
+        return simd.last(builder, leaves)
+
+    return keys.dtype(keys, types.intp, keys.dtype, bounds), code
+
+
 def replay(
     policy,
     segment_length,
@@ -27,6 +90,30 @@ def replay(
     num_experts,
     new_hits,
 ):
+    """Replay caches, each from empty, and count the uses by depth; see `cpu_caches`."""
+    longest = int(lengths[sequences].max(initial=0))
+    bits = (longest * layers_a_cache * experts.shape[3] + 1).bit_length()
+    bits += {LFU: longest, LOOKAHEAD: segment_length}.get(policy, 0).bit_length()
+    slots = -(-new_hits.shape[1] // BLOCK) * BLOCK
+    _replay(
+        *(policy, segment_length, experts, lengths, sequences, first_layers, layers_a_cache),
+        *(num_experts, np.zeros(slots, simd.narrowest(bits, KEY_TYPES)), new_hits),
+    )
+
+
+@njit(cache=True, nogil=True)
+def _replay(
+    policy,
+    segment_length,
+    experts,
+    lengths,
+    sequences,
+    first_layers,
+    layers_a_cache,
+    num_experts,
+    keys,
+    new_hits,
+):
     num_ids = layers_a_cache * num_experts
     ids = np.empty(experts.shape[1] * layers_a_cache * experts.shape[3], np.int32)
     starts = np.empty(experts.shape[1] + 1, np.int64)
@@ -34,21 +121,15 @@ def replay(
         i, first = sequences[job], first_layers[job]
         length = lengths[i]
         part = experts[i, :length, first : first + layers_a_cache]
-        uses = _flatten(part, num_experts, ids, starts)
-        if uses == 0:
-            continue
+        num_uses = _flatten(part, num_experts, ids, starts)
+        uses, ends = ids[:num_uses], starts[: length + 1]
+        keys[:] = 0
         if policy == LRU:
-            _lru(ids[:uses], starts[: length + 1], num_ids, new_hits[job])
-        elif policy == LFU:
-            _lfu(ids[:uses], starts[: length + 1], num_ids, new_hits[job])
+            _lru(uses, ends, num_ids, new_hits[job])
         elif policy == BELADY:
-            _belady(ids[:uses], starts[: length + 1], num_ids, new_hits[job])
-        elif policy == LOOKAHEAD:
-            _lookahead(ids[:uses], starts[: length + 1], num_ids, new_hits[job], segment_length)
-        elif length >= segment_length:
-            count_best_sets(
-                ids[:uses], starts[: length + 1], num_ids, new_hits[job], segment_length
-            )
+            _belady(uses, ends, keys, new_hits[job])
+        else:
+            _most_used(uses, ends, keys, new_hits[job], segment_length, policy == LOOKAHEAD)
 
 
 @njit(cache=True, nogil=True)
@@ -100,219 +181,137 @@ def _lru(ids, starts, num_ids, new_hits):
 
 
 @njit(cache=True, nogil=True)
-def _lfu(ids, starts, num_ids, new_hits):
-    # `ranking` is all experts seen, by count and then recency. The stack equals it but for a few
-    # disjoint runs whose last expert stands before the others: an expert just taken is on top
-    # whatever its count, and what it displaced may stop above its rank. Runs are kept with the
-    # one nearest the top last. Counts only grow by one, so that an expert moves to the front of
-    # the next count's group: `at_least[c]` (experts used c times or more) tells where that is.
-    ranking = np.empty(num_ids + 1, np.int32)
-    count = np.zeros(num_ids, np.int32)
-    last_use = np.zeros(num_ids, np.int64)
-    at_least = np.zeros(len(starts) + 2, np.int64)
-    rank_of = np.empty(num_ids, np.int32)
-    run_first = np.empty(num_ids + 1, np.int64)
-    run_last = np.empty(num_ids + 1, np.int64)
-    runs = 0
-    height = 0
-    for t in range(len(starts) - 1):
-        first_uses = 0
-        for place in range(height):
-            rank_of[ranking[place]] = place
-        for i in range(starts[t], starts[t + 1]):
-            x = ids[i]
-            if count[x] == 0:
-                new_hits[height + first_uses] += 1
-                first_uses += 1
-                continue
-            rank = rank_of[x]
-            # The last run that ends at the rank or below it is the only one that can hold it.
-            lo, hi = 0, runs
-            while lo < hi:
-                mid = (lo + hi) // 2
-                if run_last[mid] >= rank:
-                    lo = mid + 1
-                else:
-                    hi = mid
-            run = lo - 1
-            depth = rank
-            if run >= 0 and run_first[run] <= rank:
-                depth = run_first[run] if run_last[run] == rank else rank + 1
-            new_hits[depth] += 1
-        for i in range(starts[t], starts[t + 1]):
-            x = ids[i]
-            if count[x] == 0:
-                rank = height
-                height += 1
-            else:
-                # Those before it in this token may have moved past it; bisect by recency.
-                rank = max(rank_of[x], at_least[count[x] + 1])
-                beyond = min(rank_of[x] + i - starts[t] + 1, at_least[count[x]])
-                while beyond - rank > 1:
-                    middle = (rank + beyond) // 2
-                    if last_use[ranking[middle]] >= last_use[x]:
-                        rank = middle
-                    else:
-                        beyond = middle
-            # What is displaced sorts itself on its way down to the place that x leaves.
-            while runs and run_last[runs - 1] <= rank:
-                runs -= 1
-            if runs and run_first[runs - 1] <= rank:
-                run_first[runs - 1] = rank + 1
-                if run_last[runs - 1] == rank + 1:
-                    runs -= 1
-            count[x] += 1
-            last_use[x] = i
-            at_least[count[x]] += 1
-            new_rank = at_least[count[x] + 1]
-            for place in range(rank, new_rank, -1):
-                ranking[place] = ranking[place - 1]
-            ranking[new_rank] = x
-            if new_rank > 0:
-                run_first[runs] = 0
-                run_last[runs] = new_rank
-                runs += 1
+def _slot_of(place):
+    inside = (place & (DEPTH - 1)) << WIDTH_BITS | (place >> DEPTH_BITS) & (WIDTH - 1)
+    return place & -BLOCK | inside
 
 
 @njit(cache=True, nogil=True)
-def _belady(ids, starts, num_ids, new_hits):
-    num_uses = len(ids)
-    id_bits = _bits(num_ids)
-    # Sooner is higher. Experts without another use are all alike: which goes first changes no hit.
-    key_after = np.empty(num_uses, np.int64)
-    key_before = np.empty(num_uses, np.int64)
-    next_use = np.full(num_ids, num_uses, np.int64)
+def _place_of(slot):
+    inside = (slot & (WIDTH - 1)) << DEPTH_BITS | (slot >> WIDTH_BITS) & (DEPTH - 1)
+    return slot & -BLOCK | inside
+
+
+@njit(cache=True, nogil=True)
+def _belady(ids, starts, keys, new_hits):
+    """Replay one cache that gives up what is used again the latest; see `_most_used`."""
+    num_uses, num_ids = len(ids), len(new_hits)
+    # Sooner is higher, from `num_uses + 1` for use 0 down. 1 is the key of all that have no other
+    # use: which of them goes first changes no hit.
+    expert_of = np.full(num_uses + 2, num_ids, np.int32)
+    before, after = np.empty(num_uses, keys.dtype), np.empty(num_uses, keys.dtype)
+    next_key = np.ones(num_ids, keys.dtype)
     for i in range(num_uses - 1, -1, -1):
         x = ids[i]
-        key_after[i] = (num_uses - next_use[x]) << id_bits | x
-        key_before[i] = (num_uses - i) << id_bits | x
-        next_use[x] = i
-    keys, bound, depth = _empty_stack(num_ids)
+        after[i] = next_key[x]
+        before[i] = next_key[x] = num_uses + 1 - i
+        expert_of[next_key[x]] = x
+    slots = np.full(num_ids + 1, -1, np.int32)
+    bounds = np.zeros(len(keys) // DEPTH, keys.dtype)
     height = 0
     for t in range(len(starts) - 1):
-        start, stop = starts[t], starts[t + 1]
-        _look_up(ids, start, stop, depth, height, new_hits)
-        height = _take(ids, start, stop, key_before, key_after, id_bits, height, keys, bound, depth)
+        token = slice(starts[t], starts[t + 1])
+        height = _use(
+            *(ids[token], before[token], after[token], -1, expert_of),
+            *(slots, keys, bounds, height, new_hits),
+        )
 
 
 @njit(cache=True, nogil=True)
-def _lookahead(ids, starts, num_ids, new_hits, segment_length):
-    num_tokens = len(starts) - 1
-    num_uses = len(ids)
-    id_bits = _bits(num_ids)
-    moment_bits = _bits(num_uses)
-    one_ahead = np.int64(1) << (id_bits + moment_bits)
-    key = np.arange(num_ids)
-    for x in ids[: starts[min(segment_length, num_tokens)]]:
-        key[x] += one_ahead
-    key_before = np.empty(num_uses, np.int64)
-    key_after = np.empty(num_uses, np.int64)
-    keys, bound, depth = _empty_stack(num_ids)
+def _most_used(ids, starts, keys, new_hits, segment_length, known):
+    """Replay one cache that gives up what is used least: so far, or in the next tokens.
+
+    Parameters
+    ----------
+    ids : int32 array [uses]
+        Experts as they are used.
+    starts : int64 array [tokens + 1]
+        Token t uses ``ids[starts[t] : starts[t + 1]]``.
+    keys : int32 or int64 array [slots]
+        The stack, empty: all 0. A key holds a number of tokens above one of uses.
+    new_hits : int64 array [places]
+        Uses by depth, to be added to.
+    segment_length : int
+        Tokens from the current one on that are known, if any is.
+    known : bool
+        Count the uses in the known tokens, not those so far.
+    """
+    num_uses, num_ids, num_tokens = len(ids), len(new_hits), len(starts) - 1
+    one = 1
+    while one <= num_uses:
+        one *= 2
+    # Once taken, an expert has this use behind, no longer ahead.
+    step = -one if known else one
+    expert_of = np.full(num_uses + 1, num_ids, np.int32)
+    expert_of[1:] = ids
+    before, after = np.empty(num_uses, keys.dtype), np.empty(num_uses, keys.dtype)
+    key = np.zeros(num_ids, keys.dtype)
+    for x in ids[: starts[min(segment_length, num_tokens)] if known else 0]:
+        key[x] += one
+    slots = np.full(num_ids + 1, -1, np.int32)
+    bounds = np.zeros(len(keys) // DEPTH, keys.dtype)
     height = 0
     for t in range(num_tokens):
-        start, stop = starts[t], starts[t + 1]
-        _look_up(ids, start, stop, depth, height, new_hits)
-        for i in range(start, stop):
-            # Once taken, an expert has this use no longer ahead.
+        for i in range(starts[t], starts[t + 1]):
             x = ids[i]
-            key_before[i] = key[x]
-            ahead = (key[x] >> (id_bits + moment_bits)) - 1
-            key[x] = (ahead << moment_bits | i) << id_bits | x
-            key_after[i] = key[x]
-        height = _take(ids, start, stop, key_before, key_after, id_bits, height, keys, bound, depth)
-        if t + segment_length < num_tokens:
-            for i in range(starts[t + segment_length], starts[t + segment_length + 1]):
-                x = ids[i]
-                key[x] += one_ahead
-                if depth[x] >= 0:
-                    keys[depth[x]] = key[x]
+            before[i] = key[x]
+            key[x] = (key[x] & -one) + step + i + 1
+            after[i] = key[x]
+        token = slice(starts[t], starts[t + 1])
+        height = _use(
+            *(ids[token], before[token], after[token], one - 1, expert_of),
+            *(slots, keys, bounds, height, new_hits),
+        )
+        if known and t + segment_length < num_tokens:
+            for x in ids[starts[t + segment_length] : starts[t + segment_length + 1]]:
+                key[x] += one
+                if slots[x] >= 0:
+                    keys[slots[x]] = key[x]
 
 
 @njit(cache=True, nogil=True)
-def _bits(count):
-    """Bits that hold the numbers below `count`."""
-    bits = 0
-    while (count - 1) >> bits:
-        bits += 1
-    return bits
+def _use(ids, before, after, moment_mask, expert_of, slots, keys, bounds, height, new_hits):
+    """Look the experts of one token up, then take them one after the other.
 
-
-@njit(cache=True, nogil=True)
-def _empty_stack(num_ids):
-    """Keys by depth, lower bound of the keys by block, depth by expert (-1 = never used)."""
-    keys = np.empty(num_ids, np.int64)
-    bound = np.full(num_ids // BLOCK + 1, HIGHEST, np.int64)
-    depth = np.full(num_ids, -1, np.int32)
-    return keys, bound, depth
-
-
-@njit(cache=True, nogil=True)
-def _look_up(ids, start, stop, depth, height, new_hits):
-    """Count the hits of one token, the uses from start to stop, before any is taken."""
-    first_uses = 0
-    for i in range(start, stop):
-        x = ids[i]
-        if depth[x] >= 0:
-            new_hits[depth[x]] += 1
-        else:
-            new_hits[height + first_uses] += 1
-            first_uses += 1
-
-
-@njit(cache=True, nogil=True)
-def _take(ids, start, stop, before, after, id_bits, height, keys, bound, depth):
-    """Take the uses from start to stop one after the other; return the new height of the stack.
-
-    The stack holds keys, priority above and expert (`id_bits`) below, so that one minimum moves
-    both; `before` and `after` are the keys of the experts taken. Depths are set right at the end.
+    `before` and `after` are their keys, `expert_of` says whose key it is by its moment, `slots`
+    where each expert lies (-1 = never used). Returns the new height of the stack.
     """
-    touched = 0
-    for j in range(start, stop):
-        hole = depth[ids[j]]
-        if hole < 0:
-            hole = height
+    for x in ids:
+        if slots[x] >= 0:
+            new_hits[_place_of(slots[x])] += 1
+    last = -1
+    for i in range(len(ids)):
+        slot = np.intp(slots[ids[i]])
+        if slot < 0:
+            # The n-th distinct expert is charged to depth n.
+            new_hits[height] += 1
+            slot = _slot_of(height)
             height += 1
-        else:
-            # It may have sunk since the token began.
-            while keys[hole] != before[j]:
-                hole += 1
-        if hole > 0:
-            carried = _sink(keys, bound, hole)
-            keys[hole] = carried
-            bound[hole >> BLOCK_BITS] = min(bound[hole >> BLOCK_BITS], carried)
-        keys[0] = after[j]
-        touched = max(touched, hole + 1)
-    mask = (np.int64(1) << id_bits) - 1
-    for place in range(touched):
-        depth[keys[place] & mask] = place
+        elif keys[slot] != before[i]:
+            # It has sunk since the token began.
+            place = _place_of(slot)
+            while keys[slot] != before[i]:
+                place += 1
+                slot = _slot_of(place)
+        last = max(last, slot >> BLOCK_BITS)
+        _take(slot, after[i], keys, bounds)
+    for slot in range((last + 1) << BLOCK_BITS):
+        slots[expert_of[keys[slot] & moment_mask]] = slot
     return height
 
 
 @njit(cache=True, nogil=True)
-def _sink(keys, bound, hole):
-    """Carry the top down to a hole, the lower key moving on at each place; return what arrives.
-
-    `bound` holds a lower bound for each block (of the first one, but for the top). Keys that stay
-    in place only grow, so a bound may lag behind but never lies; blocks that cannot hold a key
-    lower than the carried are passed by.
-    """
-    carried = keys[0]
-    place = 1
-    for block in range(hole >> BLOCK_BITS):
-        end = (block + 1) << BLOCK_BITS
-        if bound[block] < carried:
-            lowest = HIGHEST
-            for i in range(place, end):
-                resident = keys[i]
-                stays = max(resident, carried)
-                carried = min(resident, carried)
-                keys[i] = stays
-                lowest = min(lowest, stays)
-            bound[block] = lowest
-        place = end
-    if bound[hole >> BLOCK_BITS] < carried:
-        for i in range(place, hole):
-            resident = keys[i]
-            keys[i] = max(resident, carried)
-            carried = min(resident, carried)
-    return carried
+def _take(slot, key, keys, bounds):
+    """Carry the top down to the slot that an expert leaves, and put its new key on top."""
+    if slot > 0:
+        # The carried key falls into the slot, for that is lowest, and leaves 0 to be carried on.
+        # Where it comes from nothing stays.
+        carried = keys[0]
+        keys[0] = (1 << (8 * keys.itemsize - 1)) - 1
+        keys[slot] = 0
+        last = slot >> BLOCK_BITS
+        bounds[(last << WIDTH_BITS) + (slot & (WIDTH - 1))] = 0
+        for block in range(last + 1):
+            if _may_hold_lower(bounds, block, carried):
+                carried = _walk(keys, block, carried, bounds)
+    keys[0] = key

@@ -10,15 +10,15 @@ leaves its place makes it 0; the carried key falls into it (a maximum), and from
 carried (a minimum), which changes nothing. A new expert finds no place, so that the carried key
 falls into the first empty one.
 
-numba would not vectorize these loops, so they are written in LLVM's vectors.
+numba would not vectorize these loops, so they are written in LLVM's vectors (`simd`).
 """
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from lrc.kernels import simd
 from lrc.kernels.rules import BELADY, LFU, LOOKAHEAD, LRU
 
 LANES = 16
@@ -36,100 +36,73 @@ def _find(typingctx, keys, num_places, rises, num_rises, step, uses, num_uses, f
     def code(context, builder, signature, args):
         _, num_places, _, num_rises, step, _, num_uses, _ = args
         keys, rises, uses, found = (
-            _rows(context, builder, signature, args, i) for i in (0, 2, 5, 7)
+            simd.rows(context, builder, signature, args, i, LANES) for i in (0, 2, 5, 7)
         )
         vector = keys.type.pointee
-        step = builder.insert_element(ir.Constant(vector, ir.Undefined), step, _index(0))
-        step = builder.shuffle_vector(
-            step, step, ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
-        )
-        none = ir.Constant(vector, None)
+        step, none = simd.splat(builder, step, vector), simd.constant(vector, 0)
         current = cgutils.alloca_once(builder, vector)
         with cgutils.for_range(builder, num_places) as place:
-            builder.store(_load(builder, keys, place.index), current)
+            builder.store(simd.load(builder, keys, place.index), current)
             with cgutils.for_range(builder, num_rises) as rise:
                 key = builder.load(current)
-                same = builder.icmp_signed("==", key, _load(builder, rises, rise.index))
+                same = builder.icmp_signed("==", key, simd.load(builder, rises, rise.index))
                 builder.store(builder.add(key, builder.select(same, step, none)), current)
             key = builder.load(current)
-            _store(builder, key, keys, place.index)
-            builder.store(_load(builder, found, place.index), current)
+            simd.store(builder, key, keys, place.index)
+            builder.store(simd.load(builder, found, place.index), current)
             with cgutils.for_range(builder, num_uses) as use:
-                same = builder.icmp_signed("==", key, _load(builder, uses, use.index))
+                same = builder.icmp_signed("==", key, simd.load(builder, uses, use.index))
                 count = builder.sub(builder.load(current), builder.sext(same, vector))
                 builder.store(count, current)
-            _store(builder, builder.load(current), found, place.index)
+            simd.store(builder, builder.load(current), found, place.index)
         return context.get_dummy_value()
 
-    return types.void(keys, num_places, rises, num_rises, keys.dtype, uses, num_uses, found), code
+    arguments = (keys, types.intp, rises, types.intp, keys.dtype, uses, types.intp, found)
+    return types.void(*arguments), code
 
 
 @intrinsic
 def _sink(typingctx, keys, num_places, uses, carried, num_uses):
     """Take the uses one after the other: carry the keys in `carried` down to their places.
 
-    The number of uses is a multiple of `TOGETHER`.
+    There are rows for a multiple of `TOGETHER` uses.
     """
 
     def code(context, builder, signature, args):
         num_places, num_uses = args[1], args[4]
-        keys, uses, carried = (_rows(context, builder, signature, args, i) for i in (0, 2, 3))
+        keys, uses, carried = (
+            simd.rows(context, builder, signature, args, i, LANES) for i in (0, 2, 3)
+        )
         vector = keys.type.pointee
-        none = ir.Constant(vector, None)
+        none = simd.constant(vector, 0)
         in_hand = [cgutils.alloca_once(builder, vector) for _ in range(TOGETHER)]
-        steps = {"start": _index(0), "stop": num_uses, "step": _index(TOGETHER), "inc": True}
-        with cgutils.for_range_slice(builder, **steps, intp=num_uses.type) as (first, _):
+        by = {"start": simd.index(0), "stop": num_uses, "step": simd.index(TOGETHER), "inc": True}
+        with cgutils.for_range_slice(builder, **by, intp=num_uses.type) as (first, _):
             leaving = []
             for i, slot in enumerate(in_hand):
-                use = builder.add(first, _index(i))
-                builder.store(_load(builder, carried, use), slot)
-                leaving.append(_load(builder, uses, use))
+                use = builder.add(first, simd.index(i))
+                builder.store(simd.load(builder, carried, use), slot)
+                leaving.append(simd.load(builder, uses, use))
             with cgutils.for_range(builder, num_places) as place:
-                key = _load(builder, keys, place.index)
+                key = simd.load(builder, keys, place.index)
                 for slot, leaves in zip(in_hand, leaving, strict=True):
-                    other = builder.load(slot)
                     key = builder.select(builder.icmp_signed("==", key, leaves), none, key)
-                    lower = builder.icmp_signed("<", key, other)
-                    builder.store(builder.select(lower, key, other), slot)
-                    key = builder.select(lower, other, key)
-                _store(builder, key, keys, place.index)
+                    lower, key = simd.min_max(builder, key, builder.load(slot))
+                    builder.store(lower, slot)
+                simd.store(builder, key, keys, place.index)
         return context.get_dummy_value()
 
-    return types.void(keys, num_places, uses, carried, num_uses), code
-
-
-def _index(number):
-    return ir.Constant(ir.IntType(types.intp.bitwidth), number)
-
-
-def _rows(context, builder, signature, args, i):
-    """Argument i, an array [rows, LANES], as a pointer to vectors."""
-    kind = signature.args[i]
-    data = context.make_array(kind)(context, builder, args[i]).data
-    return builder.bitcast(data, ir.VectorType(data.type.pointee, LANES).as_pointer())
-
-
-def _load(builder, rows, index):
-    return builder.load(builder.gep(rows, [index]), align=rows.type.pointee.element.width // 8)
-
-
-def _store(builder, vector, rows, index):
-    builder.store(vector, builder.gep(rows, [index]), align=vector.type.element.width // 8)
+    return types.void(keys, types.intp, uses, carried, types.intp), code
 
 
 def keys_that_hold(policy, segment_length, longest, uses):
-    """Type of the keys and the bits of a moment, for a cache of so many tokens and uses, or None.
+    """Type of the keys for a cache of so many tokens and uses (or None), and bits of a moment.
 
     An expert is used once a token at most.
     """
     priorities = {LRU: 0, BELADY: 0, LFU: longest, LOOKAHEAD: min(segment_length, longest)}
-    if policy in priorities:
-        moment_bits = (uses + 1).bit_length()
-        bits = moment_bits + priorities[policy].bit_length()
-        for key_type in KEY_TYPES:
-            if bits < np.iinfo(key_type).bits:
-                return key_type, moment_bits
-    return None
+    moment_bits = (uses + 1).bit_length()
+    return simd.narrowest(moment_bits + priorities[policy].bit_length(), KEY_TYPES), moment_bits
 
 
 def replay(
