@@ -1,0 +1,179 @@
+"""`lrc.replay`: both contracts, every policy, against plain caches, other simulators and phones."""
+
+import numpy as np
+import plain_replay
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import traces
+
+import lrc
+from lrc.replay import CONTRACTS, LEVELS, POLICIES, replay
+from lrc.requests import requests
+
+OPTIONS = {
+    "lfu_decay": {"half_life": 1.5},
+    "score": {"alpha": 0.3},
+    "random": {"seed": 7},
+    "pinned_lru": {"share": 0.4},
+}
+
+
+# --- Requests -----------------------------------------------------------------------------------
+
+
+@given(traces(), st.data())
+def test_requests_are_the_sets_of_experts_that_are_needed_together(trace, data):
+    prompts = [data.draw(st.integers(0, n)) for n in trace.lengths.tolist()]
+    found = requests(trace, prompts)
+    wanted = plain_replay.requests(trace, prompts)
+    assert found.num_requests == len(wanted)
+    for r, (sequence, step, layer, weights) in enumerate(wanted):
+        part = slice(found.starts[r], found.starts[r + 1])
+        ids = [layer * trace.num_experts + e for _, e in weights]
+        assert found.ids[part].tolist() == ids
+        assert found.weights[part] == pytest.approx(list(weights.values()))
+        assert (found.sequences[r], found.steps[r], found.layers[r]) == (sequence, step, layer)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "says"),
+    [
+        (3, "sequence 0 is 3, but the sequence has 2"),
+        (-1, "sequence 0 is -1"),
+        ([1, 1], "2 numbers for 1"),
+        (0.5, "whole number"),
+        ([[1]], "whole number"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(prompts, says):
+    with pytest.raises(lrc.LrcError, match=says):
+        requests(lrc.Trace([[[[0]], [[1]]]], 2), prompts)
+
+
+# --- Policies -----------------------------------------------------------------------------------
+
+
+@st.composite
+def cases(draw):
+    trace = draw(traces(max_sequences=3, max_tokens=14, max_layers=2, max_experts=6, weights=True))
+    level = draw(st.sampled_from(LEVELS))
+    contract = draw(st.sampled_from(CONTRACTS))
+    engine = contract == "engine"
+    in_bytes = engine and draw(st.booleans())
+    sizes = draw(
+        st.lists(st.integers(1, 3), min_size=trace.num_layers, max_size=trace.num_layers)
+    )
+    prompts = [draw(st.integers(0, n)) if engine else 0 for n in trace.lengths.tolist()]
+    capacity = draw(st.integers(3, 14) if in_bytes else st.integers(1, 14))
+    return trace, level, contract, in_bytes, sizes, prompts, capacity, draw(st.booleans())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_every_use_hits_as_in_a_plain_cache(policy, case):
+    trace, level, contract, in_bytes, sizes, prompts, capacity, carry_over = case
+    options = {**OPTIONS.get(policy, {})}
+    fit = trace.select(slice(0, 1)) if "fit" in POLICIES[policy].options else None
+    layers_of = [list(range(trace.num_layers))]
+    capacities = capacity
+    if level == "layer":
+        layers_of = [[layer] for layer in range(trace.num_layers)]
+        capacities = [capacity] * trace.num_layers
+    found = replay(
+        trace,
+        policy,
+        **{"budget_bytes" if in_bytes else "cache_size": capacities},
+        level=level,
+        replay=contract,
+        prompt_tokens=prompts if contract == "engine" else None,
+        expert_bytes=sizes,
+        carry_over=carry_over,
+        **options,
+        **({} if fit is None else {"fit": fit}),
+    )
+    wanted = plain_replay.requests(trace, prompts)
+    hits = {}
+    for layers in layers_of:
+        own = [request for request in wanted if request[2] in layers]
+        if contract == "paper":  # a token's experts of all layers are looked up together
+            tokens = {}
+            for sequence, step, _, weights in own:
+                tokens.setdefault((sequence, step), {}).update(weights)
+            own = [(*key, None, weights) for key, weights in tokens.items()]
+        taken = sizes if in_bytes else [1] * trace.num_layers
+        held = ()
+        if fit is not None:
+            room = int(options.get("share", 1.0) * capacity)
+            held = plain_replay.most_used(fit, layers, room, taken)
+        cache = plain_replay.Cache(policy, capacity, taken, contract, held, **options)
+        for (sequence, step, _, weights), answer in zip(
+            own, cache.run(own, carry_over), strict=True
+        ):
+            for x, hit in zip(weights, answer, strict=True):
+                hits[sequence, step, x] = hit
+    flat = [hits[s, step, x] for s, step, _, weights in wanted for x in weights]
+    assert found.hits.tolist() == flat
+    assert found.loads == len(flat) - sum(flat)
+    by_layer = found.by_layer().set_index("layer")
+    for layer in range(trace.num_layers):
+        own = [hit for (_, _, x), hit in hits.items() if x[0] == layer]
+        if own:
+            row = by_layer.loc[layer]
+            assert (row["uses"], row["hits"]) == (len(own), sum(own))
+            assert row["bytes"] == sizes[layer] * (len(own) - sum(own))
+    assert found.by_step()["hits"].sum() == sum(flat)
+    assert found.bytes == by_layer["bytes"].sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(traces(min_length=1), st.sampled_from(LEVELS), st.integers(1, 20))
+def test_the_contract_of_the_paper_is_that_of_hit_rates(trace, level, size):
+    for policy in ("lru", "lfu", "belady"):
+        found = replay(trace, policy, cache_size=size, level=level, replay="paper")
+        counts = lrc.cache.policy_counts(trace, policy, level=level).new_hits[0, 0]
+        assert found.hits.sum() == counts[:, :size].sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    traces(max_sequences=1, max_tokens=8, max_layers=2, max_experts=5, min_length=1),
+    st.integers(1, 6),
+    st.data(),
+)
+def test_belady_of_requests_loads_as_little_as_any_cache_can(trace, size, data):
+    """With slots of one size, "needed again last" is the optimum of the contract "engine"."""
+    prompt = data.draw(st.integers(0, int(trace.lengths[0])))
+    found = replay(trace, "belady", cache_size=size, prompt_tokens=prompt)
+    asked = [request[3] for request in plain_replay.requests(trace, [prompt])]
+    if max(map(len, asked)) <= size:
+        assert found.loads == plain_replay.fewest_misses(asked, size)
+
+
+def test_protecting_a_tokens_experts_changes_what_hits():
+    """The example of the documentation: experts (0, 1), then (2, 0), two slots."""
+    trace = lrc.Trace([[[[0, 1]], [[2, 0]]]], 3)
+    engine, paper = (replay(trace, cache_size=2, replay=contract) for contract in CONTRACTS)
+    assert engine.hits.tolist() == [False, False, False, True]
+    assert paper.hits.tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 12])
+@pytest.mark.parametrize("policy", ["lru", "fifo", "sieve", "belady"])
+def test_libcachesim_finds_the_same_hits_of_single_experts(policy, size):
+    libcachesim = pytest.importorskip("libcachesim")
+    name = {"lru": "LRU", "fifo": "FIFO", "sieve": "Sieve", "belady": "Belady"}[policy]
+    rng = np.random.default_rng(size)
+    stream = np.minimum(rng.zipf(1.3, 600) - 1, 14).tolist()
+    cache = getattr(libcachesim, name)(size, hashpower=8)
+    hits = []
+    for i, x in enumerate(stream):
+        later = stream[i + 1 :]
+        again = i + 1 + later.index(x) if x in later else np.iinfo(np.int64).max
+        request = libcachesim.Request(
+            obj_id=x, op=libcachesim.ReqOp.OP_GET, next_access_vtime=again, clock_time=i
+        )
+        hits.append(bool(cache.get(request)))
+    trace = lrc.Trace(np.array(stream)[None, :, None, None], 15)
+    assert replay(trace, policy, cache_size=size).hits.tolist() == hits
