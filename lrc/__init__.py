@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from lrc import published
+from lrc import prefetch, published
 from lrc.association import correlation
 from lrc.balance import balance
 from lrc.cache import hit_rates, sch
@@ -11,6 +11,7 @@ from lrc.errors import LrcError, RecordError, TraceError
 from lrc.notebook import glue, glue_table, setup_notebook
 from lrc.origin import decompose, shuffle_labels
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
+from lrc.replay import replay
 from lrc.specialization import specialization
 from lrc.srp import srp, srp_by_position
 from lrc.trace import Trace
@@ -58,7 +59,9 @@ __all__ = [
     "hit_rates",
     "load_token_counts",
     "load_trace",
+    "prefetch",
     "published",
+    "replay",
     "resolve_counts",
     "resolve_trace",
     "sch",

@@ -24,6 +24,7 @@ import pandas as pd
 from lrc.arguments import check_level, check_trace
 from lrc.errors import LrcError
 from lrc.kernels import cpu_replay
+from lrc.prefetch import Predictor
 from lrc.requests import Requests, requests
 from lrc.trace import Trace
 
@@ -163,7 +164,7 @@ def replay(
     prompt_tokens=None,
     expert_bytes=None,
     carry_over: bool = False,
-    prefetch: np.ndarray | None = None,
+    prefetch: Predictor | None = None,
     **options,
 ) -> Replay:
     """Replay a trace on one cache of one size.
@@ -191,7 +192,8 @@ def replay(
     carry_over : bool
         Let a sequence find the cache as the one before it left it, instead of empty.
     prefetch : callable, optional
-        A predictor of `lrc.prefetch`: experts to load ahead of each request.
+        A predictor of `lrc.prefetch`: experts to load ahead of each request, in place of others
+        that are not predicted themselves. One that was not needed keeps its old rank.
     **options
         Parameters of the policy.
 
@@ -235,6 +237,8 @@ def replay(
         asked = asked if level == "layer" else _whole_steps(asked)
     else:
         asked = requests(trace, prompt_tokens)
+    if prefetch is not None and policy in ("belady", "static"):
+        raise LrcError(f"policy {policy!r} does not go with prefetch: it knows the future, or never loads")
     known = np.ones(trace.num_layers, np.int64) if sizes is None else sizes
     use_bytes = known[asked.ids // trace.num_experts]
     taken = known if in_bytes else np.ones(trace.num_layers, np.int64)

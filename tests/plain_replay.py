@@ -139,9 +139,22 @@ class Cache:
                 return r if self.contract == "engine" else number
         return NEVER
 
-    def run(self, requests, carry_over=False):
+    def prefetch(self, predicted, now, step):
+        """Load what is predicted and not there; what is predicted is not evicted for it."""
+        protected, loaded = {x for x in predicted if x in self.resident}, []
+        for x in predicted:
+            if x not in self.resident:
+                self.make_room(self.sizes[x[0]], protected, now, step)
+                if self.used() + self.sizes[x[0]] <= self.capacity:
+                    self.load(x, now)
+                    protected.add(x)
+                    loaded.append(x)
+        return loaded
+
+    def run(self, requests, carry_over=False, predicted=None):
         """Requests as in `requests`; of one cache, those of its layers."""
         answers, now, clock = [], 0, 0
+        self.prefetched, self.wasted = 0, 0
         for r, (sequence, step, _, weights) in enumerate(requests):
             new = r == 0 or requests[r - 1][0] != sequence
             if r == 0 or (new and not carry_over):
@@ -155,6 +168,10 @@ class Cache:
                         number += 1
             clock += new or requests[r - 1][1] != step
             experts = list(weights)
+            if predicted is not None:
+                loaded = self.prefetch(predicted[r], now, clock)
+                self.prefetched += len(loaded)
+                self.wasted += len(set(loaded) - set(experts))
             hit = {x: x in self.resident for x in experts}
             if self.contract == "paper" and self.policy != "static":
                 empty = self.capacity - len(self.resident)
@@ -182,6 +199,38 @@ class Cache:
                     break
                 self.drop(x)
         return answers
+
+
+def predicted_by_previous(requests, num_layers):
+    """What the same layer needed in the step before, for every request of all layers."""
+    found = []
+    for r, (sequence, *_) in enumerate(requests):
+        before = requests[r - num_layers] if r >= num_layers else (None, None, None, {})
+        found.append(list(before[3]) if before[0] == sequence else [])
+    return found
+
+
+def predicted_by_next_layer(requests, fit, count):
+    """The `count` experts that follow those of the layer before most, in the trace `fit`."""
+    follows = {}
+    for s in range(fit.num_sequences):
+        for t in range(int(fit.lengths[s])):
+            for j in range(1, fit.num_layers):
+                for e in fit.experts[s, t, j - 1].tolist():
+                    for f in fit.experts[s, t, j].tolist():
+                        if e >= 0 and f >= 0:
+                            after = follows.setdefault((j - 1, e), {})
+                            after[f] = after.get(f, 0) + 1
+    found = []
+    for r, (_, _, layer, _) in enumerate(requests):
+        score = {}
+        for x in requests[r - 1][3] if layer else ():
+            after = follows.get(x, {})
+            for f, n in after.items():
+                score[f] = score.get(f, 0.0) + n / sum(after.values())
+        ranked = sorted(score, key=lambda f: (-score[f], f))
+        found.append([(layer, f) for f in ranked[:count]])
+    return found
 
 
 def fewest_misses(requests, capacity):

@@ -1,6 +1,7 @@
 """`lrc.replay`: both contracts, every policy, against plain caches, other simulators and phones."""
 
 import numpy as np
+import pandas as pd
 import plain_replay
 import pytest
 from hypothesis import given, settings
@@ -177,3 +178,100 @@ def test_libcachesim_finds_the_same_hits_of_single_experts(policy, size):
         hits.append(bool(cache.get(request)))
     trace = lrc.Trace(np.array(stream)[None, :, None, None], 15)
     assert replay(trace, policy, cache_size=size).hits.tolist() == hits
+
+
+# --- Prefetching --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["lru", "lfu", "fifo", "sieve", "score", "random", "lfru"])
+@settings(max_examples=40, deadline=None)
+@given(case=cases(), ahead=st.sampled_from(["previous_token", "next_layer"]))
+def test_prefetched_experts_and_the_wasted_among_them_are_counted(policy, case, ahead):
+    trace, _, _, in_bytes, sizes, prompts, capacity, carry_over = case
+    wanted = plain_replay.requests(trace, [min(p, 1) for p in prompts])
+    if ahead == "previous_token":
+        predictor = lrc.prefetch.previous_token()
+        predicted = plain_replay.predicted_by_previous(wanted, trace.num_layers)
+    else:
+        predictor = lrc.prefetch.next_layer(trace, 1)
+        predicted = plain_replay.predicted_by_next_layer(wanted, trace, 1)
+    options = OPTIONS.get(policy, {})
+    found = replay(
+        trace,
+        policy,
+        **{"budget_bytes" if in_bytes else "cache_size": capacity},
+        prompt_tokens=[min(p, 1) for p in prompts],
+        expert_bytes=sizes,
+        carry_over=carry_over,
+        prefetch=predictor,
+        **options,
+    )
+    taken = sizes if in_bytes else [1] * trace.num_layers
+    cache = plain_replay.Cache(policy, capacity, taken, "engine", **options)
+    answers = cache.run(wanted, carry_over, predicted)
+    assert found.hits.tolist() == [hit for answer in answers for hit in answer]
+    assert (found.prefetched, found.wasted) == (cache.prefetched, cache.wasted)
+
+
+def test_a_perfect_predictor_hits_always_and_wastes_nothing():
+    trace = lrc.Trace([[[[0], [1]], [[1], [0]], [[0], [1]]]], num_experts=2)
+    found = replay(trace, cache_size=2, prefetch=lambda asked: (asked.ids, asked.starts))
+    assert found.hit_rate == 1
+    assert (found.loads, found.wasted) == (0, 0)
+    assert found.prefetched > 0
+    assert found.bytes == found.prefetched
+
+
+# --- Phones -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("phone", "mebibytes", "measured"),
+    [("qwen", 4000, 74.9), ("gemma", 4000, 76.8), ("gptoss", 3000, 32.4)],
+)
+def test_phones_measured_the_same_hit_rates(shared, phone, mebibytes, measured):
+    """One LRU cache in bytes, the prompt in one step: what three phones measured, in per cent."""
+    trace = lrc.load_routes(shared / "traces" / "phone" / f"{phone}.route.csv")
+    found = replay(trace, "lru", budget_bytes=mebibytes << 20)
+    assert 100 * found.hit_rate == pytest.approx(measured, abs=0.1)
+    steps = found.by_step()
+    so_far = 100 * (steps["hits"].cumsum() / steps["uses"].cumsum())
+    log = pd.read_csv(shared / "traces" / "phone" / f"{phone}.metrics").dropna()
+    assert so_far[1:].tolist() == pytest.approx(log["cache_hit_pct"].tolist(), abs=0.2)
+
+
+# --- Wrong input --------------------------------------------------------------------------------
+
+TRACE = lrc.Trace([[[[0, 1]], [[2, 0]]]], 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"policy": "mru", "cache_size": 2}, "policy is 'mru', but must be one of lru, fifo"),
+        ({"cache_size": 2, "half_life": 3}, "'lru' has no parameter 'half_life'"),
+        ({"policy": "lfu_decay", "cache_size": 2, "alpha": 3}, "it takes half_life"),
+        ({"policy": "lfu_decay", "cache_size": 2, "half_life": 0}, "half_life is 0"),
+        ({"policy": "pinned_lru", "cache_size": 2}, "needs fit="),
+        ({"policy": "static", "cache_size": 2, "fit": "x"}, "expected a lrc.Trace"),
+        ({"policy": "score", "cache_size": 2}, "the trace has none"),
+        ({}, "give either cache_size"),
+        ({"cache_size": 1, "budget_bytes": 1}, "give either cache_size"),
+        ({"cache_size": 0}, "holds not one expert"),
+        ({"cache_size": -4}, "holds not one expert"),
+        ({"cache_size": 1.5}, "whole number"),
+        ({"cache_size": [1, 2]}, "one for each of 1 caches"),
+        ({"budget_bytes": 9}, "needs the bytes of one expert"),
+        ({"budget_bytes": 9, "expert_bytes": 10}, "not one expert of 10 bytes"),
+        ({"budget_bytes": 9, "expert_bytes": [1, 2]}, "one for each of 1 layers"),
+        ({"budget_bytes": 9, "expert_bytes": 0}, "at least one byte"),
+        ({"cache_size": 2, "level": "expert"}, "level is 'expert'"),
+        ({"cache_size": 2, "replay": "phone"}, "replay is 'phone'"),
+        ({"budget_bytes": 9, "expert_bytes": 1, "replay": "paper"}, "knows no bytes"),
+        ({"cache_size": 2, "prompt_tokens": 1, "replay": "paper"}, "knows no bytes, prompts"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line(arguments, says):
+    with pytest.raises(lrc.LrcError, match=says) as caught:
+        replay(TRACE, **arguments)
+    assert "\n" not in str(caught.value)

@@ -111,23 +111,25 @@ def replay(
         now = start
 
         # Prefetch: into room that needs no eviction of what the prediction itself wants.
+        # Protected from each other alone: the request itself may evict what it does not need.
+        ahead = -3 - r
         first, end = predicted_starts[r], predicted_starts[r + 1]
         for i in range(first, end):
             if place[predicted[i]] >= 0:
-                protected[predicted[i]] = r
+                protected[predicted[i]] = ahead
         for i in range(first, end):
             x = predicted[i]
             fate[i] = NOT_LOADED
             if place[x] < 0 and policy != FIXED:
                 fits = _make_room(
-                    sizes[x], r, now, clocks[r], capacity, policy, decay, pinned, protected,
+                    sizes[x], ahead, now, clocks[r], capacity, policy, decay, pinned, protected,
                     resident, place, count, last, since, score, stamp, future,
                     newer, older, visited, state, sizes,
                 )  # fmt: skip
                 if fits:
                     _insert(x, now, resident, place, since, newer, older, visited, state, sizes)
                     future[x] = r
-                    protected[x] = r
+                    protected[x] = ahead
                     fate[i] = WASTED
         for i in range(first, end):
             if fate[i] == WASTED:
