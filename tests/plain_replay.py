@@ -243,10 +243,11 @@ def fewest_misses(requests, capacity):
         after = {}
         for held, loads in best.items():
             cost = loads + len(needed - held)
-            others = sorted(held - needed)
-            room = min(len(others), max(capacity - len(needed), 0))
-            for kept in combinations(others, room):
-                content = needed | frozenset(kept)
+            # Others go first; a request larger than the cache keeps some of its own.
+            fixed, others = (needed, held - needed) if len(needed) <= capacity else ((), needed)
+            room = min(len(others), capacity - len(fixed))
+            for kept in combinations(sorted(others), room):
+                content = frozenset(fixed) | frozenset(kept)
                 after[content] = min(after.get(content, cost), cost)
         best = after
     return min(best.values())

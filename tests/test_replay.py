@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from strategies import traces
 
 import lrc
+from lrc.kernels import cpu_request_stacks as stacks
 from lrc.replay import CONTRACTS, LEVELS, POLICIES, replay
 from lrc.requests import requests
 
@@ -148,8 +149,7 @@ def test_belady_of_requests_loads_as_little_as_any_cache_can(trace, size, data):
     prompt = data.draw(st.integers(0, int(trace.lengths[0])))
     found = replay(trace, "belady", cache_size=size, prompt_tokens=prompt)
     asked = [request[3] for request in plain_replay.requests(trace, [prompt])]
-    if max(map(len, asked)) <= size:
-        assert found.loads == plain_replay.fewest_misses(asked, size)
+    assert found.loads == plain_replay.fewest_misses(asked, size)
 
 
 def test_protecting_a_tokens_experts_changes_what_hits():
@@ -275,3 +275,25 @@ def test_wrong_arguments_end_in_one_line(arguments, says):
     with pytest.raises(lrc.LrcError, match=says) as caught:
         replay(TRACE, **arguments)
     assert "\n" not in str(caught.value)
+
+
+# --- Every size at once -------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(traces(max_layers=2), st.sampled_from(["lru", "lfu", "belady"]), st.data())
+def test_request_stacks_hold_what_caches_of_every_size_hold(trace, policy, data):
+    prompts = [data.draw(st.integers(0, n)) for n in trace.lengths.tolist()]
+    asked = requests(trace, prompts)
+    num_ids = trace.num_layers * trace.num_experts
+    depths = np.zeros((trace.num_sequences, num_ids + 1), np.int64)
+    rule = {"lru": stacks.LRU, "lfu": stacks.LFU, "belady": stacks.BELADY}[policy]
+    stacks.count_depths(
+        rule, asked.ids, asked.starts, asked.sequences.astype(np.int64), num_ids, depths
+    )
+    assert depths.sum() == len(asked.ids)
+    owners = np.repeat(asked.sequences, np.diff(asked.starts))
+    for size in range(1, num_ids + 1):
+        found = replay(trace, policy, cache_size=size, prompt_tokens=prompts)
+        hits = np.bincount(owners, found.hits, trace.num_sequences)
+        assert depths[:, :size].sum(axis=1).tolist() == hits.tolist()
