@@ -2,16 +2,18 @@
 
 from importlib import import_module
 
-from lrc import prefetch, published
+from lrc import prefetch, published, throughput
 from lrc.association import correlation
 from lrc.balance import balance
 from lrc.cache import hit_rates, sch
 from lrc.chance import chance, excess, shuffle
+from lrc.diagnosis import diagnose
 from lrc.errors import LrcError, RecordError, TraceError
 from lrc.notebook import glue, glue_table, setup_notebook
 from lrc.origin import decompose, shuffle_labels
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
 from lrc.replay import replay
+from lrc.sizing import size_cache
 from lrc.specialization import specialization
 from lrc.srp import srp, srp_by_position
 from lrc.trace import Trace
@@ -53,6 +55,7 @@ __all__ = [
     "check_parameters",
     "correlation",
     "decompose",
+    "diagnose",
     "excess",
     "glue",
     "glue_table",
@@ -68,9 +71,11 @@ __all__ = [
     "setup_notebook",
     "shuffle",
     "shuffle_labels",
+    "size_cache",
     "specialization",
     "srp",
     "srp_by_position",
+    "throughput",
     "token_counts",
     *_LAZY,
 ]

@@ -7,8 +7,7 @@ import pandas as pd
 
 from lrc.arguments import check_trace
 from lrc.chance import shuffle
-from lrc.errors import LrcError
-from lrc.replay import POLICIES, Replay, replay
+from lrc.replay import Replay, replay
 from lrc.trace import Trace
 
 PARTS = {
@@ -50,7 +49,8 @@ class Diagnosis:
 
     def __repr__(self):
         rows = "\n".join(
-            f"  {row.part:<11}{row.share:7.1%}  {PARTS[row.part]}" for row in self.parts.itertuples()
+            f"  {row.part:<11}{row.share:7.1%}  {PARTS[row.part]}"
+            for row in self.parts.itertuples()
         )
         bound = "" if self.exact else "\n  (the optimum is bounded, not known: sizes differ)"
         return f"{self.replayed!r}\n{rows}{bound}\n{self.advice}"

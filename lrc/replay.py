@@ -226,10 +226,14 @@ def replay(
     if replay not in CONTRACTS:
         raise LrcError(f"replay is {replay!r}, but must be one of {', '.join(CONTRACTS)}")
     options = _checked_options(policy, options, trace)
-    sizes = _expert_sizes(trace, expert_bytes)
+    sizes = expert_sizes(trace, expert_bytes)
     capacities, in_bytes = _capacities(trace, cache_size, budget_bytes, level, sizes)
     if replay == "paper":
-        if in_bytes or prefetch is not None or (prompt_tokens is not None and np.any(prompt_tokens)):
+        if (
+            in_bytes
+            or prefetch is not None
+            or (prompt_tokens is not None and np.any(prompt_tokens))
+        ):
             raise LrcError(
                 "the contract 'paper' knows no bytes, prompts or prefetching: use replay='engine'"
             )
@@ -238,7 +242,9 @@ def replay(
     else:
         asked = requests(trace, prompt_tokens)
     if prefetch is not None and policy in ("belady", "static"):
-        raise LrcError(f"policy {policy!r} does not go with prefetch: it knows the future, or never loads")
+        raise LrcError(
+            f"policy {policy!r} does not go with prefetch: it knows the future, or never loads"
+        )
     known = np.ones(trace.num_layers, np.int64) if sizes is None else sizes
     use_bytes = known[asked.ids // trace.num_experts]
     taken = known if in_bytes else np.ones(trace.num_layers, np.int64)
@@ -366,7 +372,7 @@ def _checked_options(policy, options, trace):
     return options
 
 
-def _expert_sizes(trace, expert_bytes):
+def expert_sizes(trace, expert_bytes):
     """Bytes of one expert of each layer, int64 [layers]; None if not known."""
     given = expert_bytes is not None
     value = expert_bytes if given else (trace.meta or {}).get("expert_bytes")

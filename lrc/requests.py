@@ -30,6 +30,8 @@ class Requests:
         Request r is ``ids[starts[r] : starts[r + 1]]``.
     layers, steps, sequences : int32 arrays [requests]
         Layer, step within its sequence (0 is the prompt if there is one), and sequence.
+    prompt_tokens : int64 array [sequences]
+        Tokens of each sequence's prompt, its step 0; 0 where there is none.
     num_layers, num_experts : int
     """
 
@@ -39,6 +41,7 @@ class Requests:
     layers: np.ndarray
     steps: np.ndarray
     sequences: np.ndarray
+    prompt_tokens: np.ndarray
     num_layers: int
     num_experts: int
 
@@ -59,6 +62,7 @@ class Requests:
             np.zeros(len(chosen), np.int32),
             self.steps[chosen],
             self.sequences[chosen],
+            self.prompt_tokens,
             1,
             self.num_experts,
         )
@@ -123,7 +127,9 @@ def requests(trace: Trace, prompt_tokens=None) -> Requests:
     )
     uses = _fill(trace.experts, weights, trace.lengths, prompts, trace.num_experts, *arrays)
     ids, use_weights, *rest = arrays
-    return Requests(ids[:uses], use_weights[:uses], *rest, trace.num_layers, trace.num_experts)
+    return Requests(
+        ids[:uses], use_weights[:uses], *rest, prompts, trace.num_layers, trace.num_experts
+    )
 
 
 @njit(cache=True, nogil=True)

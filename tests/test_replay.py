@@ -63,9 +63,7 @@ def cases(draw):
     contract = draw(st.sampled_from(CONTRACTS))
     engine = contract == "engine"
     in_bytes = engine and draw(st.booleans())
-    sizes = draw(
-        st.lists(st.integers(1, 3), min_size=trace.num_layers, max_size=trace.num_layers)
-    )
+    sizes = draw(st.lists(st.integers(1, 3), min_size=trace.num_layers, max_size=trace.num_layers))
     prompts = [draw(st.integers(0, n)) if engine else 0 for n in trace.lengths.tolist()]
     capacity = draw(st.integers(3, 14) if in_bytes else st.integers(1, 14))
     return trace, level, contract, in_bytes, sizes, prompts, capacity, draw(st.booleans())
