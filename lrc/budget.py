@@ -1,5 +1,7 @@
 """Divide a memory budget over the caches of a model's layers."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from lrc.errors import LrcError
@@ -104,7 +106,7 @@ def hull_bound(hits, budget: int, sizes=None) -> float:
             ):
                 points.pop()
             points.append((slots, height))
-        for (x, low), (y, high) in zip(points[:-1], points[1:], strict=True):
+        for (x, low), (y, high) in pairwise(points):
             steps.append(((high - low) / ((y - x) * size), (y - x) * size))
     total = 0.0
     for worth, room in sorted(steps, reverse=True):

@@ -5,6 +5,7 @@ add up, and intervals from resampling the sequences.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -59,7 +60,7 @@ def request_counts(asked: Requests, policy: str, level: str, num_sequences: int)
     jobs = [
         (cache, range(start, stop))
         for cache in range(len(parts))
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+        for start, stop in pairwise(bounds)
         if start < stop
     ]
     with ThreadPoolExecutor(threads) as pool:
