@@ -84,8 +84,8 @@ def next_layer(fit: Trace, count: int | None = None) -> Predictor:
     def predict(asked: Requests):
         if (asked.num_layers, asked.num_experts) != (fit.num_layers, fit.num_experts):
             raise LrcError(
-                f"the predictor was fitted on {fit.num_layers} layers of {fit.num_experts} experts, "
-                f"but the trace has {asked.num_layers} of {asked.num_experts}"
+                f"the predictor was fitted on {fit.num_layers} layers of {fit.num_experts} "
+                f"experts, but the trace has {asked.num_layers} of {asked.num_experts}"
             )
         return _predict(asked.ids, asked.starts, asked.layers, shares, count)
 

@@ -62,7 +62,7 @@ POLICIES: dict[str, Policy] = {
     ),
     "lfru": Policy(cpu_replay.LFRU, "lowest number of uses over the time since the last", {}),
     "score": Policy(
-        cpu_replay.SCORE, "lowest running mean of its router weights, the newest with share `alpha`",
+        cpu_replay.SCORE, "lowest running mean of router weights, the newest with share `alpha`",
         {"alpha": 0.1},
     ),
     "random": Policy(cpu_replay.RANDOM, "any, at random", {"seed": 0}),

@@ -303,7 +303,7 @@ def _victim(
             continue
         if policy == FIFO:
             key = float(since[x])
-        elif policy == LFU or policy == LFU_CACHED:
+        elif policy in (LFU, LFU_CACHED):
             key = float(count[x])
         elif policy == LFRU:
             key = count[x] / (now - last[x] + 1)
