@@ -12,7 +12,7 @@ from lrc.errors import LrcError, RecordError, TraceError
 from lrc.notebook import glue, glue_table, setup_notebook
 from lrc.origin import decompose, shuffle_labels
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
-from lrc.replay import replay
+from lrc.cache_replay import replay
 from lrc.sizing import size_cache
 from lrc.specialization import specialization
 from lrc.srp import srp, srp_by_position

@@ -11,7 +11,7 @@ from lrc.bootstrap import check_bootstrap, resample_weights
 from lrc.budget import best_split, even_split, hull_bound
 from lrc.curves import bends
 from lrc.errors import LrcError
-from lrc.replay import LEVELS, expert_sizes, replay
+from lrc.cache_replay import LEVELS, expert_sizes, replay
 from lrc.request_counts import POLICIES, request_counts
 from lrc.requests import requests
 from lrc.throughput import Device
@@ -118,7 +118,7 @@ def size_cache(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Sizing:
-    """Recommend an expert cache, under the contract "engine" (see `lrc.replay`).
+    """Recommend an expert cache, under the contract "engine" (see `lrc.cache_replay`).
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from lrc.errors import LrcError
-from lrc.replay import Replay
+from lrc.cache_replay import Replay
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from strategies import traces
 
 import lrc
 from lrc.kernels import cpu_request_stacks as stacks
-from lrc.replay import CONTRACTS, LEVELS, POLICIES, replay
+from lrc.cache_replay import CONTRACTS, LEVELS, POLICIES, replay
 from lrc.requests import requests
 
 OPTIONS = {

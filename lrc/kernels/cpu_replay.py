@@ -1,8 +1,8 @@
 """One cache, one size, any policy: replay the requests and say of every use whether it hit.
 
 Policies rank residents by a key and evict the lowest, ties going to the one used longest ago;
-`SIEVE` and `RANDOM` choose in their own way, `FIXED` never changes what it holds. See `lrc.replay`
-for what the contracts mean.
+`SIEVE` and `RANDOM` choose in their own way, `FIXED` never changes what it holds. See
+`lrc.cache_replay` for what the contracts mean.
 """
 
 import numpy as np

@@ -173,7 +173,7 @@ def replay(
     ----------
     trace : Trace
     policy : str
-        A name in `lrc.replay.POLICIES`; its parameters are keyword arguments (`half_life`,
+        A name in `lrc.cache_replay.POLICIES`; its parameters are keyword arguments (`half_life`,
         `alpha`, `seed`, `fit`, `share`).
     cache_size : int or int array [layers], optional
         Slots, one expert each; with ``level="layer"`` of each layer's cache.
@@ -183,7 +183,7 @@ def replay(
     level : {"model", "layer"}
         One cache shared by all layers, or one for each.
     replay : {"engine", "paper"}
-        The contract, see `lrc.replay`.
+        The contract, see `lrc.cache_replay`.
     prompt_tokens : int or int array [sequences], optional
         Tokens at the head of each sequence that are run as one step, layer by layer (contract
         "engine"; default: ``meta["prompt_tokens"]``, else every token is a step).
