@@ -6,13 +6,13 @@ from lrc import prefetch, published, throughput
 from lrc.association import correlation
 from lrc.balance import balance
 from lrc.cache import hit_rates, sch
+from lrc.cache_replay import replay
 from lrc.chance import chance, excess, shuffle
 from lrc.diagnosis import diagnose
 from lrc.errors import LrcError, RecordError, TraceError
 from lrc.notebook import glue, glue_table, setup_notebook
 from lrc.origin import decompose, shuffle_labels
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
-from lrc.cache_replay import replay
 from lrc.sizing import size_cache
 from lrc.specialization import specialization
 from lrc.srp import srp, srp_by_position

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from lrc.arguments import check_trace
-from lrc.chance import shuffle
 from lrc.cache_replay import Replay, replay
+from lrc.chance import shuffle
 from lrc.trace import Trace
 
 PARTS = {
@@ -92,10 +92,11 @@ def diagnose(
     Notes
     -----
     Belady's choice, taken over requests, loads as little as any cache of equal slots can. An
-    expert kept from one request that needs it to the next one is an interval of requests; beside a
-    request of n experts a cache of C slots has room for C - n intervals; of those that overlap too many, to give up the
-    one that ends last is never wrong. Where sizes differ and layers share a cache, that problem is
-    as hard as packing, and the optimum of as many slots as the *smallest* expert allows bounds it.
+    expert kept from one request that needs it to the next one is an interval of requests. Beside a
+    request of n experts a cache of C slots has room for C - n intervals, and of those that overlap
+    too many, to give up the one that ends last is never wrong. Where sizes differ and layers share
+    a cache, that problem is as hard as packing; the optimum of as many slots as the *smallest*
+    expert allows bounds it.
 
     Examples
     --------

@@ -9,9 +9,9 @@ import pandas as pd
 from lrc.arguments import check_level, check_trace
 from lrc.bootstrap import check_bootstrap, resample_weights
 from lrc.budget import best_split, even_split, hull_bound
+from lrc.cache_replay import LEVELS, expert_sizes, replay
 from lrc.curves import bends
 from lrc.errors import LrcError
-from lrc.cache_replay import LEVELS, expert_sizes, replay
 from lrc.request_counts import POLICIES, request_counts
 from lrc.requests import requests
 from lrc.throughput import Device

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linprog
 
-from lrc.errors import LrcError
 from lrc.cache_replay import Replay
+from lrc.errors import LrcError
 
 
 @dataclass(frozen=True)

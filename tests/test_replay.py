@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from strategies import traces
 
 import lrc
-from lrc.kernels import cpu_request_stacks as stacks
 from lrc.cache_replay import CONTRACTS, LEVELS, POLICIES, replay
+from lrc.kernels import cpu_request_stacks as stacks
 from lrc.requests import requests
 
 OPTIONS = {
