@@ -83,6 +83,8 @@ def test_caches(policy, shared, trace, m, data):
             lanes = data.draw(st.sampled_from([2, 4, 64]), label=name)
             stack.enter_context(patch.object(gpu_caches, name, lanes))
         stack.enter_context(no_races())
+        if data.draw(st.booleans(), label="long keys"):
+            stack.enter_context(patch.object(gpu_caches, "SHORT", 0))
         few_bytes = data.draw(st.sampled_from([1, 1 << 14]), label="bytes of a block")
         stack.enter_context(patch.object(gpu_arrays, "INTERPRETER_BLOCK_BYTES", few_bytes))
         there = kernels.count_new_hits(POLICIES[policy], m, there, trace.lengths, *which)
@@ -175,4 +177,4 @@ def test_hit_rates_are_the_same_table(level, trace):
 def test_a_sequence_too_long_for_the_keys_is_refused():
     with pytest.raises(lrc.LrcError, match="too long"):
         gpu_caches._key_bits(kernels.LFU, 0, 2**22, 2**9, 2**13)
-    assert gpu_caches._key_bits(kernels.LOOKAHEAD, 256, 512, 384, 6144) == (13, 18)
+    assert gpu_caches._key_bits(kernels.LOOKAHEAD, 256, 512, 384, 6144) == [9, 18, 13]
