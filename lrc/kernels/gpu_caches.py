@@ -21,8 +21,8 @@ import triton
 
 from lrc.errors import LrcError
 from lrc.kernels import gpu_stacks as stacks
-from lrc.kernels.cpu_caches import BELADY, LFU, LOOKAHEAD, LRU, STATIC
 from lrc.kernels.gpu_arrays import block_bytes, load_torch, on_device_of, to_device_of
+from lrc.kernels.rules import BELADY, LFU, LOOKAHEAD, LRU, STATIC
 
 # Lanes of a program: slots of a token at most, places of a stack.
 SLOTS = 1024

@@ -9,7 +9,7 @@ is output and scratch, a row a program.
 import triton
 import triton.language as tl
 
-from lrc.kernels.cpu_caches import BELADY, LFU, LOOKAHEAD
+from lrc.kernels.rules import BELADY, LFU, LOOKAHEAD
 
 _BELADY, _LFU, _LOOKAHEAD = tl.constexpr(BELADY), tl.constexpr(LFU), tl.constexpr(LOOKAHEAD)
 
