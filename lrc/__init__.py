@@ -10,6 +10,7 @@ from lrc.cache_replay import replay
 from lrc.chance import chance, excess, shuffle
 from lrc.diagnosis import diagnose
 from lrc.errors import LrcError, RecordError, TraceError
+from lrc.live_measures import LiveMeasures, load_measures
 from lrc.notebook import glue, glue_table, setup_notebook
 from lrc.origin import decompose, shuffle_labels
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
@@ -28,6 +29,7 @@ _LAZY: dict[str, str] = {
     "examine": "lrc.doctor",
     "load_model": "lrc.models",
     "load_routes": "lrc.importers",
+    "measure": "lrc.measuring",
     "record": "lrc.recording",
 }
 _LAZY_MODULES: tuple[str, ...] = (
@@ -44,6 +46,7 @@ _LAZY_MODULES: tuple[str, ...] = (
 )
 
 __all__ = [
+    "LiveMeasures",
     "LrcError",
     "ParameterError",
     "RecordError",
@@ -60,6 +63,7 @@ __all__ = [
     "glue",
     "glue_table",
     "hit_rates",
+    "load_measures",
     "load_token_counts",
     "load_trace",
     "prefetch",
