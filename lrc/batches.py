@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 import torch
 
+from lrc.corpora import SequenceStream
 from lrc.errors import RecordError
 
 # Fields of a batch that are no input of the model, or would only cost time.
@@ -176,6 +177,8 @@ def num_sequences(source) -> int | None:
     """Return the sequences there are in all, where that is known beforehand."""
     if hasattr(source, "token_ids"):
         return len(source.token_ids)
+    if isinstance(source, SequenceStream):
+        return len(source)
     if isinstance(source, Mapping):
         return len(_ids(source))
     if isinstance(source, list | tuple):

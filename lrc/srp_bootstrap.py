@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lrc.bootstrap import Dealer, exact_product, exact_sum, mirrored_interval, strata_of_parts
-from lrc.kernels import best_resampled, block_bytes, count_columns, host, on_host
+from lrc.kernels import best_resampled, count_columns, host
 from lrc.shards import Corpus, add_up, is_of, labels_of
 from lrc.window_counts import WindowCounts, best_router
 
@@ -154,7 +154,7 @@ def _step_intervals(step, used, sizes, bootstrap, confidence, seed):
     # them with the worker that holds them.
     squares, sums = add_up(parts, _sums_of_squares, [((step,),)] * len(parts))
     step = replace(step, width=REACH * np.sqrt(squares) / sums)
-    in_memory = all(part.trace is not None and on_host(part.trace.experts) for part in parts)
+    in_memory = all(part.trace is not None for part in parts)
     size = (SUM_BYTES_IN_MEMORY if in_memory else SUM_BYTES) // (8 * bootstrap)
     intervals = np.empty((2, len(step.score)))
     pending = np.arange(len(step.score))
@@ -213,13 +213,13 @@ def _resample(traces, steps, sizes, starts, bootstrap, seed):
     totals = None
     for labels, counted in _counted(traces, step):
         totals = exact_sum(totals, exact_product(counted, dealer.deal(labels)))
-    return None if totals is None else host(totals)
+    return totals
 
 
 def _counted(traces, step):
     """Labels of some sequences that are drawn, and their columns."""
+    block = max(1, min(BLOCK_SEQUENCES, BLOCK_BYTES // (8 * int(step.first[-1]))))
     for trace in traces:
-        block = _block_sequences(trace, step)
         labels = labels_of(trace)
         members = np.flatnonzero(_drawn(trace, step.label, max(step.segment_lengths)))
         layers, layer_rows, expert_rows = _selection(trace, step)
@@ -233,17 +233,6 @@ def _counted(traces, step):
                     *(step.segment_lengths, plan, _dtype(trace, step)),
                 ),
             )
-
-
-def _block_sequences(trace, step):
-    """Sequences that are added at a time."""
-    if on_host(trace.experts):
-        return max(1, min(BLOCK_SEQUENCES, BLOCK_BYTES // (8 * int(step.first[-1]))))
-    # A GPU holds whole histograms, some eight times.
-    layers = len(np.unique(step.layer)) if step.level != "model" else trace.num_layers
-    rows = trace.num_experts if step.level == "expert" else 1
-    bins = sum(step.segment_lengths) + len(step.segment_lengths)
-    return max(1, block_bytes(trace.experts) // (64 * layers * rows * bins))
 
 
 def _selection(trace, step):

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import tracemalloc
+from itertools import islice
 
 import datasets
 import numpy as np
@@ -139,37 +140,36 @@ def test_a_split_is_chosen_not_guessed():
 
 def test_embedded_stream_is_the_embedded_corpus():
     tokenizer = tiny_tokenizer("none")
-    stream = corpora.sequences(tokenizer, per_domain=2, length=64, lazy=True)
+    stream = corpora.sequences(tokenizer, split="train", per_domain=2, length=64, lazy=True)
     assert stream.recipe["domains"] == list(corpora.DOMAINS)
-    last = stream.skip(14).load()  # Of the last domain, the cheapest to read.
-    documents = corpora.embedded("held-out", ["mathematics"])["mathematics"]
-    assert last.datasets == ("mathematics",) * 2
-    assert last.token_ids.tolist() == corpora.pack(documents, tokenizer, 64)[:2].tolist()
+    first = [one["input_ids"].tolist() for one in islice(stream, 2)]
+    documents = corpora.embedded("train", ["python"])["python"]
+    assert first == corpora.pack(documents[:9], tokenizer, 64)[:2].tolist()
 
 
-def test_a_stream_can_be_read_again_and_from_anywhere():
-    corpus = {label: [label * 30] * 9 for label in "abc"}
+def test_a_stream_can_be_read_again(tmp_path):
+    (tmp_path / "d.txt").write_text("d" * 99)
+    corpus = [{label: [label * 30] * 9 for label in "abc"}, tmp_path]
     stream = corpora.sequences(Characters(), corpus, per_domain=4, length=20, lazy=True)
-    everything = [(one["dataset"], one["input_ids"].tolist()) for one in stream]
-    assert len(everything) == len(stream) == 12
-    for start in range(14):
-        rest = stream.skip(start)
-        assert [(one["dataset"], one["input_ids"].tolist()) for one in rest] == everything[start:]
-        assert len(rest) == len(everything[start:])
-        assert len(rest.load()) == len(rest)
-    assert next(iter(stream.skip(2).skip(3)))["input_ids"].tolist() == everything[5][1]
+    passes = [[(one["dataset"], one["input_ids"].tolist()) for one in stream] for _ in range(2)]
+    assert passes[0] == passes[1]
+    assert len(passes[0]) == len(stream) == 16
+    assert [domain for domain, _ in passes[0][::4]] == ["a", "b", "c", "d"]
+    loaded = stream.load()
+    assert loaded.token_ids.tolist() == [ids for _, ids in passes[0]]
+    assert loaded.recipe == stream.recipe
 
 
-def test_skipped_domains_are_not_read():
+def test_domains_whose_turn_has_not_come_are_not_read():
     class Unread:
         def __iter__(self):
             raise AssertionError("read")
 
-    corpus = {"a": Unread(), "b": ["b" * 30]}
-    stream = corpora.sequences(Characters(), corpus, per_domain=1, length=20, lazy=True)
-    assert [one["dataset"] for one in stream.skip(1)] == ["b"]
+    corpus = {"a": ["b" * 30], "b": Unread()}
+    stream = iter(corpora.sequences(Characters(), corpus, per_domain=1, length=20, lazy=True))
+    assert next(stream)["dataset"] == "a"
     with pytest.raises(AssertionError, match="read"):
-        list(stream)
+        next(stream)
 
 
 def test_a_stream_holds_little_in_memory(tmp_path):
@@ -189,14 +189,11 @@ def test_recipes_tell_corpora_apart(tmp_path):
     (tmp_path / "a.txt").write_text("a" * 50)
 
     def recipe(tokenizer="none", corpus=tmp_path, per_domain=2, length=10, **options):
-        return corpora.sequences(
-            tiny_tokenizer(tokenizer),
-            corpus,
-            per_domain=per_domain,
-            length=length,
-            lazy=True,
-            **options,
-        ).fingerprint()
+        tokenizer = tiny_tokenizer(tokenizer)
+        made = corpora.sequences(
+            tokenizer, corpus, per_domain=per_domain, length=length, lazy=True, **options
+        )
+        return json.dumps(made.recipe)
 
     others = [
         recipe(tokenizer="bos"),
@@ -241,6 +238,41 @@ def test_fingerprint_tells_tokens_and_labels_apart():
     }
     assert len(prints) == 3
     assert corpora.Sequences(tokens.astype(np.int64), ("a", "b")).fingerprint() in prints
+
+
+def test_recording_of_a_stream_goes_on_where_the_stream_broke(tmp_path):
+    class Breaks:
+        broken = False
+
+        def __iter__(self):
+            yield "hgf edc " * 4
+            if not self.broken:
+                self.broken = True
+                raise CorpusError("the line is dead")
+            yield "hgf edc " * 40
+
+    model, tokenizer = tiny_model("mixtral"), tiny_tokenizer("none")
+    breaks = Breaks()
+    corpus = {"x": ["abc def " * 40], "y": breaks}
+    stream = corpora.sequences(tokenizer, corpus, per_domain=6, length=16, lazy=True)
+    options = {"batch_size": 2, "progress": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpora.packing, "_BATCH_DOCUMENTS", 1)
+        with pytest.raises(CorpusError, match="the line is dead"):
+            lrc.record(model, stream, out=tmp_path / "broken.parquet", **options)
+        assert breaks.broken
+        trace = lrc.record(model, stream, out=tmp_path / "broken.parquet", **options)
+        lrc.record(model, stream.load(), out=tmp_path / "whole.parquet", **options)
+    assert list(trace.datasets) == ["x"] * 6 + ["y"] * 6
+    assert (tmp_path / "broken.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_the_progress_of_a_stream_has_an_end(capsys):
+    stream = corpora.sequences(
+        tiny_tokenizer("none"), {"x": ["abc " * 40]}, per_domain=4, length=16, lazy=True
+    )
+    lrc.record(tiny_model("mixtral"), stream)
+    assert "4/4" in capsys.readouterr().err
 
 
 def _write(path, content):
@@ -288,5 +320,3 @@ def test_bad_arguments_end_in_one_line():
         corpora.sequences(Characters(), {"a": ["text"]}, per_domain=0)
     with pytest.raises(CorpusError, match="can be read only once"):
         corpora.sequences(Characters(), {"a": iter(["text"])}, lazy=True)
-    with pytest.raises(CorpusError, match="cannot skip -1"):
-        corpora.sequences(Characters(), {"a": ["text"]}, lazy=True).skip(-1)

@@ -1,11 +1,16 @@
 """Inputs of encoder-decoder models: spans go back where they came from."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_tokenizers import tiny_tokenizer
+from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 
+import lrc
 from lrc import corpora
 from lrc.corpora import CorpusError, Sequences, seq2seq_inputs
 
@@ -169,6 +174,61 @@ def test_streams_are_taken_as_they_are():
     assert made[0].keys() == made[1].keys()
     for name in made[0]:
         assert np.array_equal(made[0][name], made[1][name])
+
+
+def switch(**changes):
+    """Tiny Switch model for the tiny tokenizer, with an MoE layer in each stack."""
+    options = {
+        "vocab_size": len(T5),
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_sparse_encoder_layers": 1,
+        "num_sparse_decoder_layers": 1,
+        "num_heads": 4,
+        "num_experts": 4,
+        "decoder_start_token_id": START,
+        "pad_token_id": START,
+        "eos_token_id": T5.eos_token_id,
+    }
+    torch.manual_seed(0)
+    return SwitchTransformersForConditionalGeneration(
+        SwitchTransformersConfig(**options | changes)
+    ).eval()
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_record_runs_what_a_switch_model_is_fed(lazy):
+    model = switch()
+    corpus = {"a": ["abc def ghi " * 99], "b": ["xyz uvw " * 99]}
+    options = {"per_domain": 2, "length": 128, "lazy": lazy}
+    batch = corpora.inputs_for(model, T5, corpora.sequences(T5, corpus, **options))
+    traces = lrc.record(model, batch, batch_size=3, progress=False)
+    encoder, decoder = traces["encoder"], traces["decoder"]
+    assert encoder.token_ids.tolist() == batch["input_ids"].tolist()
+    assert decoder.token_ids.tolist() == batch["decoder_input_ids"].tolist()
+    assert decoder.token_ids.shape == (4, 65)
+    inputs = {name: torch.as_tensor(batch[name]) for name in batch if name != "dataset"}
+    with torch.no_grad():
+        predicted = model(**inputs).logits.argmax(-1)
+    assert decoder.predicted_ids.tolist() == predicted.tolist()
+    assert list(encoder.datasets) == list(decoder.datasets) == ["a", "a", "b", "b"]
+
+
+def test_inputs_follow_the_model():
+    decoder = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False))
+    both = SimpleNamespace(
+        config=SimpleNamespace(is_encoder_decoder=True, decoder_start_token_id=2)
+    )
+    nllb = tiny_tokenizer("nllb")
+    given_texts = texts(2, 64)
+    assert corpora.inputs_for(decoder, T5, given_texts) is given_texts
+    copied = corpora.inputs_for(both, nllb, given_texts)
+    assert copied["labels"].tolist() == given_texts.token_ids.tolist()
+    with pytest.raises(CorpusError, match="neither fills masked spans nor translates"):
+        corpora.inputs_for(both, tiny_tokenizer("bos"), given_texts)
 
 
 @pytest.mark.parametrize(

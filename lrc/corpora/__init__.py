@@ -1,15 +1,15 @@
 """Texts to route: corpora by name or your own, and their packing into sequences.
 
 `sequences` is the door: it takes the embedded corpus, the paper's eleven, local files or what the
-library ``datasets`` has loaded, and returns token sequences that `lrc.record` runs. `masked_spans`,
-`copies` and `pairs` make inputs of encoder-decoder models.
+library ``datasets`` has loaded, and returns token sequences that `lrc.record` runs. `inputs_for`
+makes of them what the paper feeds an encoder-decoder model.
 """
 
 from lrc.corpora.corpus_sequences import Sequences, SequenceStream, sequences
 from lrc.corpora.embedded_corpus import DOMAINS, embedded
 from lrc.corpora.packing import SEQUENCE_LENGTH, CorpusError, pack
 from lrc.corpora.paper_corpora import PAPER, SEQUENCES_PER_DOMAIN, PaperCorpus
-from lrc.corpora.seq2seq_inputs import MASKED_SPANS, copies, masked_spans, pairs
+from lrc.corpora.seq2seq_inputs import MASKED_SPANS, copies, inputs_for, masked_spans, pairs
 
 __all__ = [
     "DOMAINS",
@@ -23,6 +23,7 @@ __all__ = [
     "Sequences",
     "copies",
     "embedded",
+    "inputs_for",
     "masked_spans",
     "pack",
     "pairs",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
@@ -28,10 +28,13 @@ class Sequences:
         int32 array ``[sequences, tokens]``.
     datasets : tuple of str
         Domain label of each sequence.
+    recipe : dict, optional
+        What decided the sequences, see `SequenceStream`.
     """
 
     token_ids: np.ndarray
     datasets: tuple[str, ...]
+    recipe: dict | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -54,58 +57,39 @@ class SequenceStream:
     Attributes
     ----------
     recipe : dict
-        What decides the sequences, in words and numbers: corpus, domains, tokenizer, tokens of a
-        sequence, sequences of a domain.
+        What decides the sequences, in words and numbers: corpus, domains, field of the text,
+        tokenizer (a hash of what it does), sequences of a domain, tokens of a sequence. It costs
+        no reading, so it cannot tell that a file has changed under its name.
     """
 
     recipe: dict
     _tokenizer: object = field(repr=False)
     _documents: Mapping[str, Iterable[str]] = field(repr=False)
-    _skipped: int = 0
 
     def __len__(self) -> int:
-        return max(len(self._documents) * self.recipe["per_domain"] - self._skipped, 0)
+        return len(self._documents) * self.recipe["per_domain"]
 
     def __iter__(self) -> Iterator[dict]:
         per_domain, length = self.recipe["per_domain"], self.recipe["length"]
-        for number, (domain, documents) in enumerate(self._documents.items()):
-            first = min(max(self._skipped - number * per_domain, 0), per_domain)
-            if first == per_domain:
-                continue  # The whole domain is skipped, unread.
-            rows = islice(packed(documents, self._tokenizer, length), per_domain)
+        for domain, documents in self._documents.items():
             count = 0
-            for count, row in enumerate(rows, 1):
-                if count > first:
-                    yield {"input_ids": row, "dataset": domain}
+            for row in islice(packed(documents, self._tokenizer, length), per_domain):
+                count += 1
+                yield {"input_ids": row, "dataset": domain}
             if count < per_domain:
                 raise CorpusError(
                     f"domain {domain!r} of corpus {self.recipe['corpus']} fills {count} sequences "
                     f"of {length} tokens, {per_domain} are wanted: lower per_domain or add text"
                 )
 
-    def skip(self, count: int) -> SequenceStream:
-        """Return the stream without its first sequences; whole domains among them stay unread."""
-        if count < 0:
-            raise CorpusError(f"cannot skip {count} sequences: give a number from 0")
-        return replace(self, _skipped=self._skipped + count)
-
     def load(self) -> Sequences:
         """Read all into memory: four bytes a token."""
-        length = self.recipe["length"]
-        rows = np.empty((len(self), length), np.int32)
+        rows = np.empty((len(self), self.recipe["length"]), np.int32)
         labels = []
         for number, sequence in enumerate(self):
             rows[number] = sequence["input_ids"]
             labels.append(sequence["dataset"])
-        return Sequences(rows, tuple(labels))
-
-    def fingerprint(self) -> str:
-        """Return a short hash of the recipe: streams that differ in it give other sequences.
-
-        It costs no reading. So it cannot tell whether a file or a repository has changed under
-        its name; the tokens themselves can.
-        """
-        return _digest(json.dumps(self.recipe, sort_keys=True))
+        return Sequences(rows, tuple(labels), self.recipe)
 
 
 def sequences(

@@ -55,7 +55,7 @@ def pack(documents: Iterable[str], tokenizer, length: int = SEQUENCE_LENGTH) -> 
 def packed(documents: Iterable[str], tokenizer, length: int) -> Iterator[np.ndarray]:
     """Yield what `pack` returns sequence by sequence, reading no further than is needed."""
     check_tokenizer(tokenizer)
-    head = _language_head(tokenizer)
+    head = language_head(tokenizer)
     body = length - len(head)
     if body < 1:
         raise CorpusError(f"length is {length}, but must be at least {len(head) + 1}")
@@ -81,8 +81,8 @@ def check_tokenizer(tokenizer) -> None:
         raise CorpusError("the tokenizer has no end-of-text token: set tokenizer.eos_token first")
 
 
-def _language_head(tokenizer) -> np.ndarray:
-    """Token of the source language, if the tokenizer opens every text with it."""
+def language_head(tokenizer) -> np.ndarray:
+    """Return the token of the source language, if the tokenizer opens every text with it."""
     language = getattr(tokenizer, "src_lang", None)
     opening = tokenizer([""])["input_ids"][0][:1] if language else []
     is_language = opening == [tokenizer.convert_tokens_to_ids(language)] if opening else False

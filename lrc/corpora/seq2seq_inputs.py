@@ -2,7 +2,8 @@
 
 The paper feeds its two encoder-decoders in two ways (``src/10_calculate.py`` of its repository):
 Switch fills in masked spans, as in its pretraining (`masked_spans`); NLLB repeats its own text
-(`copies`). `pairs` is for any other pairs of texts, such as translations.
+(`copies`). `inputs_for` chooses between them. `pairs` is for any other pairs of texts, such as
+translations.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from lrc.corpora.corpus_sequences import Sequences, SequenceStream
-from lrc.corpora.packing import CorpusError
+from lrc.corpora.packing import CorpusError, language_head
 
 MASKED_SPANS = 32
 """Masked tokens of a sequence, as the paper's program sets them; its text says 64."""
@@ -174,6 +175,43 @@ def pairs(
             raise CorpusError(f"datasets has {len(labels_of)} labels for {len(inputs)} pairs")
         batch["dataset"] = labels_of
     return batch
+
+
+def inputs_for(model, tokenizer, texts: Sequences | SequenceStream):
+    """Make of texts what the paper feeds a model of this kind.
+
+    Parameters
+    ----------
+    model : transformers model
+        Its configuration says whether it has an encoder and what its decoder begins with.
+    tokenizer : transformers tokenizer
+        Of the model. Sentinels in its vocabulary call for `masked_spans`, a language that opens
+        every text for `copies`.
+    texts : Sequences or SequenceStream
+        From `sequences`.
+
+    Returns
+    -------
+    Sequences, SequenceStream or dict
+        For `lrc.record`: of a decoder the texts themselves.
+
+    Raises
+    ------
+    CorpusError
+        If an encoder-decoder is of neither kind: what its decoder should read is then yours to
+        say, with `pairs`.
+    """
+    if not getattr(model.config, "is_encoder_decoder", False):
+        return texts
+    start = model.config.decoder_start_token_id
+    if "<extra_id_0>" in tokenizer.get_vocab():
+        return masked_spans(texts, tokenizer, decoder_start_token_id=start)
+    if len(language_head(tokenizer)):
+        return copies(texts, decoder_start_token_id=start)
+    raise CorpusError(
+        "the paper has no inputs for such an encoder-decoder, which neither fills masked spans nor "
+        "translates: give what the decoder reads, with lrc.corpora.pairs"
+    )
 
 
 def cut_spans(
