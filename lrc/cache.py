@@ -108,9 +108,9 @@ def sch(
     2               4           3          3.0      1.00
     """
     check_bootstrap(bootstrap, confidence)
-    corpus = Corpus(source)
-    kind = _sch_kind(corpus, segment_lengths, level, definition)
-    return _table(corpus, kind, by_dataset, bootstrap, confidence, seed)
+    with Corpus(source) as corpus:
+        kind = _sch_kind(corpus, segment_lengths, level, definition)
+        return _table(corpus, kind, by_dataset, bootstrap, confidence, seed)
 
 
 def hit_rates(
@@ -168,9 +168,9 @@ def hit_rates(
     4  belady           2          2.0       0.6
     """
     check_bootstrap(bootstrap, confidence)
-    corpus = Corpus(source)
-    kind = _policy_kind(corpus, policies, level, replay)
-    return _table(corpus, kind, by_dataset, bootstrap, confidence, seed)
+    with Corpus(source) as corpus:
+        kind = _policy_kind(corpus, policies, level, replay)
+        return _table(corpus, kind, by_dataset, bootstrap, confidence, seed)
 
 
 def sch_counts(
@@ -188,9 +188,9 @@ def sch_counts(
     >>> parts = [sch_counts(shard, level="layer") for shard in shards]  # doctest: +SKIP
     >>> sum(parts[1:], parts[0]).table()  # doctest: +SKIP
     """
-    corpus = Corpus(source)
-    kind = _sch_kind(corpus, segment_lengths, level, definition)
-    return count_corpus(corpus, kind, dataset_labels(corpus, by_dataset))
+    with Corpus(source) as corpus:
+        kind = _sch_kind(corpus, segment_lengths, level, definition)
+        return count_corpus(corpus, kind, dataset_labels(corpus, by_dataset))
 
 
 def policy_counts(
@@ -202,9 +202,9 @@ def policy_counts(
     replay: str = "paper",
 ) -> HitCounts:
     """Partial statistics of `hit_rates` for one shard of a corpus (parameters as there)."""
-    corpus = Corpus(source)
-    kind = _policy_kind(corpus, policies, level, replay)
-    return count_corpus(corpus, kind, dataset_labels(corpus, by_dataset))
+    with Corpus(source) as corpus:
+        kind = _policy_kind(corpus, policies, level, replay)
+        return count_corpus(corpus, kind, dataset_labels(corpus, by_dataset))
 
 
 def _table(corpus, kind, by_dataset, bootstrap, confidence, seed):

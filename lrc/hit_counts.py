@@ -15,7 +15,7 @@ import pandas as pd
 from lrc import kernels
 from lrc.bootstrap import Dealer, exact_product, mirrored_interval, strata_of_parts
 from lrc.errors import LrcError
-from lrc.shards import Corpus, add_up, is_of, labels_of
+from lrc.shards import Corpus, is_of, labels_of
 
 POLICIES = {"lru": kernels.LRU, "lfu": kernels.LFU, "belady": kernels.BELADY}
 DEFINITIONS = {"lookahead": kernels.LOOKAHEAD, "static": kernels.STATIC}
@@ -129,8 +129,8 @@ class HitCounts:
 
 def count_corpus(corpus: Corpus, kind: HitKind, datasets) -> HitCounts:
     """Count the hits of each of the sorted datasets (``("",)`` = all pooled)."""
-    parts = corpus.parts()
-    return add_up(parts, _count, [(kind, tuple(datasets))] * len(parts))
+    arguments = (kind, tuple(datasets))
+    return corpus.add_up(corpus.parts, _count, [arguments] * len(corpus.parts))
 
 
 def count_and_resample(
@@ -149,8 +149,8 @@ def count_and_resample(
     """
     new_hits = np.zeros((len(datasets), *kind.shape), np.int64)
     intervals = np.full((2, *new_hits.shape), np.nan)
-    parts = corpus.parts()
-    census = add_up(parts, _census, [(kind, p) for p in range(len(parts))], operator.or_)
+    parts = corpus.parts
+    census = corpus.add_up(parts, _census, [(kind, p) for p in range(len(parts))], operator.or_)
     for g, label in enumerate(datasets):
         for v, variant in enumerate(kind.variants):
             one = replace(kind, variants=(variant,))
@@ -160,7 +160,7 @@ def count_and_resample(
             used = [p for p in range(len(parts)) if any(drawn[p])]
             if not used:
                 continue
-            new_hits[g, v], totals = add_up(
+            new_hits[g, v], totals = corpus.add_up(
                 [parts[p] for p in used],
                 _resample,
                 [

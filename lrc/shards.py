@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from glob import glob, has_magic
+from itertools import chain
 from operator import add
 from os import PathLike, fspath
 from pathlib import Path
@@ -64,6 +65,8 @@ class Corpus:
 
     Attributes
     ----------
+    parts : tuple of Part
+        Traces in memory whole, files by row groups.
     num_sequences, num_layers, num_experts, top_k : int
     lengths : int64 array [sequences]
     datasets : str array [sequences] or None
@@ -77,9 +80,9 @@ class Corpus:
     """
 
     def __init__(self, source):
-        self._pieces = [_piece(item) for item in _items(source)]
-        first = self._pieces[0]
-        for piece in self._pieces[1:]:
+        pieces = [_piece(item) for item in _items(source)]
+        first = pieces[0]
+        for piece in pieces[1:]:
             for name in ("num_layers", "num_experts", "top_k"):
                 mine, theirs = getattr(first, name), getattr(piece, name)
                 if mine != theirs:
@@ -94,11 +97,15 @@ class Corpus:
                 )
         self.num_layers, self.num_experts = first.num_layers, first.num_experts
         self.top_k = first.top_k
-        self.lengths = np.concatenate([piece.lengths for piece in self._pieces])
+        self.lengths = np.concatenate([piece.lengths for piece in pieces])
         self.datasets = None
         if first.datasets is not None:
-            self.datasets = np.concatenate([piece.datasets for piece in self._pieces])
+            self.datasets = np.concatenate([piece.datasets for piece in pieces])
         self.num_sequences = len(self.lengths)
+        self._pool = None
+        self._configured = joblib.parallel.get_active_backend()[1] is not None
+        self._workers = joblib.effective_n_jobs(None if self._configured else -1)
+        self.parts = tuple(_parts(pieces, TASKS_A_WORKER * self._workers))
 
     @property
     def dataset_names(self) -> list[str]:
@@ -111,21 +118,58 @@ class Corpus:
         longest = int(self.lengths.max(initial=0))
         return self.num_sequences, longest, self.num_layers, self.top_k
 
-    def parts(self) -> list[Part]:
-        """The corpus in parts, each a task: traces in memory whole, files by row groups."""
-        total = sum(len(piece.rows) for piece in self._pieces if piece.trace is None)
-        wanted = TASKS_A_WORKER * _workers()
-        parts, start = [], 0
-        for piece in self._pieces:
-            # At least one row group a task; a task never spans two files.
-            step = max(1, -(-total // wanted))
-            for low in range(0, len(piece.rows), step):
-                rows = piece.rows[low : low + step]
-                groups = tuple(range(low, low + len(rows)))
-                stop = start + sum(rows)
-                parts.append(Part(piece.trace, piece.path, groups, start, stop))
-                start = stop
-        return parts
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if self._pool is not None:
+            self._pool.__exit__(kind, error, traceback)
+            self._pool = None
+
+    def add_up(
+        self,
+        parts: Iterable[Part],
+        function: Callable,
+        arguments: Iterable[tuple],
+        combine: Callable = add,
+    ):
+        """Sum of ``function(traces, *arguments)`` over parts, ``traces`` being an iterator.
+
+        Workers stay for the next sum, until the corpus is left: use it in a ``with`` block.
+
+        Parameters
+        ----------
+        parts : iterable of Part
+        function : callable
+            Of a module, so that it can be sent. What it returns must add up exactly.
+        arguments : iterable of tuple
+            For each part, the arguments after the traces. Small, for they are sent with the task.
+        combine : callable, default addition
+
+        Returns
+        -------
+        object
+            The sum.
+        """
+        here, away = [], []
+        for part, values in zip(parts, arguments, strict=True):
+            (away if part.trace is None else here).append((function, part, values))
+        if away and (self._configured or len(away) > 1 < self._workers):
+            sent = self._parallel()(joblib.delayed(_task)(task) for task in away)
+            results = chain(sent, map(_task, here))
+        else:
+            results = map(_task, here + away)
+        return reduce(combine, results)
+
+    def _parallel(self):
+        """Workers of the caller's choice, or threads: reading and counting let each other run."""
+        if self._pool is None:
+            backend, _ = joblib.parallel.get_active_backend(prefer="threads")
+            # One by one where joblib can, so that there are never many results in memory.
+            how = "generator_unordered" if backend.supports_return_generator else "list"
+            self._pool = joblib.Parallel(self._workers, prefer="threads", return_as=how)
+            self._pool.__enter__()
+        return self._pool
 
 
 def labels_of(trace) -> np.ndarray:
@@ -138,40 +182,6 @@ def is_of(trace, label: str) -> np.ndarray:
     return labels_of(trace) == label if label else np.ones(len(trace.lengths), bool)
 
 
-def add_up(
-    parts: Iterable[Part], function: Callable, arguments: Iterable[tuple], combine: Callable = add
-):
-    """Sum of ``function(traces, *arguments)`` over parts, ``traces`` being an iterator.
-
-    Parameters
-    ----------
-    parts : iterable of Part
-    function : callable
-        Of a module, so that it can be sent. What it returns must add up exactly.
-    arguments : iterable of tuple
-        For each part, the arguments after the traces. Small, for they are sent with the task.
-    combine : callable, default addition
-
-    Returns
-    -------
-    object
-        The sum; None without parts.
-    """
-    here, away = [], []
-    for part, values in zip(parts, arguments, strict=True):
-        (away if part.trace is None else here).append((function, part, values))
-    partial = [_task(task) for task in here]
-    if not _configured() and (len(away) == 1 or _workers() == 1):
-        partial += map(_task, away)
-    elif away:
-        backend, _ = joblib.parallel.get_active_backend(prefer="threads")
-        # One by one where joblib can, so that there are never many results in memory.
-        how = "generator_unordered" if backend.supports_return_generator else "list"
-        pool = joblib.Parallel(_workers(), prefer="threads", return_as=how)
-        partial.append(reduce(combine, pool(joblib.delayed(_task)(task) for task in away)))
-    return reduce(combine, partial) if partial else None
-
-
 def _task(task):
     function, part, values = task
     return function(part.read(), *values)
@@ -181,16 +191,6 @@ def _read(path, groups):
     with TraceFile(path) as file:
         for group in groups:
             yield file.read(group)
-
-
-def _configured() -> bool:
-    """Whether the caller has set up joblib for this call."""
-    return joblib.parallel.get_active_backend()[1] is not None
-
-
-def _workers() -> int:
-    """How many tasks run at a time."""
-    return joblib.effective_n_jobs() if _configured() else joblib.cpu_count()
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,19 @@ class _Piece:
     num_layers: int
     num_experts: int
     top_k: int
+
+
+def _parts(pieces, wanted):
+    """Row groups of all files in about as many parts as wanted, none of which spans two files."""
+    total = sum(len(piece.rows) for piece in pieces if piece.trace is None)
+    step = max(1, -(-total // wanted))
+    start = 0
+    for piece in pieces:
+        for low in range(0, len(piece.rows), step):
+            rows = piece.rows[low : low + step]
+            stop = start + sum(rows)
+            yield Part(piece.trace, piece.path, tuple(range(low, low + len(rows))), start, stop)
+            start = stop
 
 
 def _items(source):

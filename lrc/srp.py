@@ -94,13 +94,13 @@ def srp(
     0               2  0.8         1.5        3
     """
     check_bootstrap(bootstrap, confidence)
-    corpus = Corpus(source)
     check_level(level, LEVELS)
     segment_lengths = checked_segment_lengths(segment_lengths)
-    counts = count_corpus(corpus, segment_lengths, level, dataset_labels(corpus, by_dataset))
-    if not bootstrap:
-        return counts.table()
-    return counts.table(srp_intervals(corpus, counts, bootstrap, confidence, seed))
+    with Corpus(source) as corpus:
+        counts = count_corpus(corpus, segment_lengths, level, dataset_labels(corpus, by_dataset))
+        if not bootstrap:
+            return counts.table()
+        return counts.table(srp_intervals(corpus, counts, bootstrap, confidence, seed))
 
 
 def srp_by_position(

@@ -17,7 +17,7 @@ import numpy as np
 
 from lrc.bootstrap import Dealer, exact_product, exact_sum, mirrored_interval, strata_of_parts
 from lrc.kernels import best_resampled, count_columns, host
-from lrc.shards import Corpus, add_up, is_of, labels_of
+from lrc.shards import Corpus, is_of, labels_of
 from lrc.window_counts import WindowCounts, best_router
 
 # Size of the sums of a step. Files are read again for each step; what is in memory is looked at in
@@ -106,7 +106,7 @@ def srp_intervals(
     intervals = np.full((2, *score.shape), np.nan)
     # What is never active scores 0 in every resample.
     intervals[:, np.broadcast_to(counts.windows[:, None, None] > 0, score.shape)] = 0
-    parts = corpus.parts()
+    parts = corpus.parts
     for g, label in enumerate(counts.datasets):
         for chosen, sizes, starts in _members(corpus, parts, label, lengths):
             layer, expert, segment = np.nonzero(score[g][..., chosen])
@@ -118,7 +118,9 @@ def srp_intervals(
                 *(segment, layer, expert, score[place], np.zeros(len(segment))),
             )
             used = [(part, start) for part, start in zip(parts, starts, strict=True) if start]
-            intervals[:, *place] = _step_intervals(step, used, sizes, bootstrap, confidence, seed)
+            intervals[:, *place] = _step_intervals(
+                *(corpus, step, used, sizes, bootstrap, confidence, seed)
+            )
     return intervals
 
 
@@ -147,12 +149,12 @@ def _drawn(trace, label, m):
     return (trace.lengths >= m) & is_of(trace, label)
 
 
-def _step_intervals(step, used, sizes, bootstrap, confidence, seed):
+def _step_intervals(corpus, step, used, sizes, bootstrap, confidence, seed):
     """Intervals [2, rows]; `used` are parts and where their strata begin."""
     parts = [part for part, _ in used]
     # The step is sent within a tuple: clusters keep other objects apart from the task, and lose
     # them with the worker that holds them.
-    squares, sums = add_up(parts, _sums_of_squares, [((step,),)] * len(parts))
+    squares, sums = corpus.add_up(parts, _sums_of_squares, [((step,),)] * len(parts))
     step = replace(step, width=REACH * np.sqrt(squares) / sums)
     in_memory = all(part.trace is not None for part in parts)
     size = (SUM_BYTES_IN_MEMORY if in_memory else SUM_BYTES) // (8 * bootstrap)
@@ -163,7 +165,7 @@ def _step_intervals(step, used, sizes, bootstrap, confidence, seed):
         for block in _blocks(step.select(pending).first, size):
             rows = pending[block]
             block = step.select(rows)
-            totals = add_up(
+            totals = corpus.add_up(
                 *(parts, _resample),
                 [((block,), sizes, start, bootstrap, seed) for _, start in used],
                 exact_sum,

@@ -19,7 +19,7 @@ from lrc.arguments import (
 )
 from lrc.errors import LrcError
 from lrc.kernels import best_thresholds, bin_slices, count_windows, host
-from lrc.shards import Corpus, add_up
+from lrc.shards import Corpus
 
 SEGMENT_LENGTHS = (4, 16, 64, 256)
 LEVELS = ("model", "layer", "expert")
@@ -116,16 +116,16 @@ def window_counts(
     >>> parts = [window_counts(shard, level="layer") for shard in shards]  # doctest: +SKIP
     >>> sum(parts[1:], parts[0]).table()  # doctest: +SKIP
     """
-    corpus = Corpus(source)
     check_level(level, LEVELS)
     segment_lengths = checked_segment_lengths(segment_lengths)
-    return count_corpus(corpus, segment_lengths, level, dataset_labels(corpus, by_dataset))
+    with Corpus(source) as corpus:
+        return count_corpus(corpus, segment_lengths, level, dataset_labels(corpus, by_dataset))
 
 
 def count_corpus(corpus: Corpus, segment_lengths, level, datasets) -> WindowCounts:
     """As `window_counts`, of a corpus that is open, for sorted labels (``("",)`` = all pooled)."""
-    parts = corpus.parts()
-    return add_up(parts, _count, [(segment_lengths, level, datasets)] * len(parts))
+    arguments = (segment_lengths, level, datasets)
+    return corpus.add_up(corpus.parts, _count, [arguments] * len(corpus.parts))
 
 
 def _count(traces, segment_lengths, level, datasets):

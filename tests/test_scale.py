@@ -1,6 +1,9 @@
 """Corpora in parts: files larger than memory and other machines give the same last bit."""
 
 import itertools
+import os
+import subprocess
+import sys
 from contextlib import ExitStack
 from unittest.mock import patch
 
@@ -8,6 +11,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import traces
@@ -187,20 +191,18 @@ def test_products_and_sums_are_exact(data):
 # --- Clusters ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def shard_files(tmp_path_factory):
-    """Two files of many row groups, and their sequences in memory."""
-    folder = tmp_path_factory.mktemp("cluster")
+@pytest.mark.parametrize(("backend", "package"), [("dask", "distributed"), ("ray", "ray")])
+def test_a_cluster_gives_the_same_bits_also_when_a_worker_is_killed(backend, package, tmp_path):
+    pytest.importorskip(package, reason=f"{package} comes with requirements-test.txt")
     trace = lrc.resolve_trace("toy:baseline").select(slice(64))
-    save_in_small_groups(trace.select(slice(40)), folder / "a.parquet", 1 << 16)
-    save_in_small_groups(trace.select(slice(40, 64)), folder / "b.parquet", 1 << 16)
-    return str(folder / "*.parquet"), trace
-
-
-def measure_all(source):
-    options = {"level": "layer", "by_dataset": True, "bootstrap": 20}
-    return [
-        lrc.srp(source, (4, 64), **options),
-        lrc.sch(source, 16, **options),
-        lrc.hit_rates(source, "lru", **options),
-    ]
+    save_in_small_groups(trace.select(slice(40)), tmp_path / "a.parquet", 1 << 16)
+    save_in_small_groups(trace.select(slice(40, 64)), tmp_path / "b.parquet", 1 << 16)
+    places = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    run = subprocess.run(
+        [sys.executable, ROOT / "tests" / "cluster_measure.py", backend, tmp_path],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
