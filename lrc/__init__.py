@@ -2,15 +2,19 @@
 
 from importlib import import_module
 
-from lrc import published
+from lrc import prefetch, published, throughput
 from lrc.association import correlation
 from lrc.balance import balance
 from lrc.cache import hit_rates, sch
+from lrc.cache_replay import replay
 from lrc.chance import chance, excess, shuffle
+from lrc.diagnosis import diagnose
 from lrc.errors import LrcError, RecordError, TraceError
+from lrc.live_measures import LiveMeasures, load_measures
 from lrc.notebook import glue, glue_table, setup_notebook
 from lrc.origin import decompose, shuffle_labels
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
+from lrc.sizing import size_cache
 from lrc.specialization import specialization
 from lrc.srp import srp, srp_by_position
 from lrc.trace import Trace
@@ -25,6 +29,7 @@ _LAZY: dict[str, str] = {
     "examine": "lrc.doctor",
     "load_model": "lrc.models",
     "load_routes": "lrc.importers",
+    "measure": "lrc.measuring",
     "record": "lrc.recording",
 }
 _LAZY_MODULES: tuple[str, ...] = (
@@ -41,6 +46,7 @@ _LAZY_MODULES: tuple[str, ...] = (
 )
 
 __all__ = [
+    "LiveMeasures",
     "LrcError",
     "ParameterError",
     "RecordError",
@@ -52,22 +58,28 @@ __all__ = [
     "check_parameters",
     "correlation",
     "decompose",
+    "diagnose",
     "excess",
     "glue",
     "glue_table",
     "hit_rates",
+    "load_measures",
     "load_token_counts",
     "load_trace",
+    "prefetch",
     "published",
+    "replay",
     "resolve_counts",
     "resolve_trace",
     "sch",
     "setup_notebook",
     "shuffle",
     "shuffle_labels",
+    "size_cache",
     "specialization",
     "srp",
     "srp_by_position",
+    "throughput",
     "token_counts",
     *_LAZY,
 ]

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from lrc.errors import LrcError
-from lrc.kernels import host, on_host, weighted_sums
+from lrc.kernels import on_host, weighted_sums
 
 # Sequences of a stratum whose draws come from one stream of random numbers.
 BLOCK = 512
@@ -147,7 +147,7 @@ def exact_product(counts, weights: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     counts : array [sequences, columns]
-        On a GPU it is multiplied there.
+        On a GPU it is multiplied there, and there the sums stay.
     weights : float32 array [resamples, sequences]
 
     Returns
@@ -156,16 +156,18 @@ def exact_product(counts, weights: np.ndarray) -> np.ndarray:
         Add these up with `exact_sum`.
     """
     if not on_host(counts):
-        return host(weighted_sums(weights, counts)).T
+        return weighted_sums(weights, counts).T
     largest = counts.max(axis=1, initial=0).astype(np.float64)
     small = (weights.astype(np.float64) @ largest).max(initial=0) < 2**24
     dtype = np.float32 if small else np.float64
     return counts.T.astype(dtype, copy=False) @ weights.T.astype(dtype, copy=False)
 
 
-def exact_sum(total: np.ndarray | None, more: np.ndarray) -> np.ndarray:
+def exact_sum(total, more):
     """Sum of two results of `exact_product`, the first of which may not be there yet."""
-    return more if total is None else np.add(total, more, dtype=np.float64)
+    if total is None or not on_host(more):
+        return more if total is None else total + more
+    return np.add(total, more, dtype=np.float64)
 
 
 def mirrored_interval(

@@ -101,7 +101,7 @@ class CorpusRun:
         takes_cache = "use_cache" in inspect.signature(self.model.forward).parameters
         self._options = {"use_cache": False} if takes_cache else {}
         self._vocabulary = _vocabulary(self.model)
-        self._device = _device(self.model)
+        self._device = device_of(self.model)
         self._seen = Fingerprint()
         # Of the batches that are in the recorder.
         self._labels: list[str] = []
@@ -230,16 +230,20 @@ def check_same(anew: dict[str, Trace], recorded: dict[str, Trace], where) -> Non
             )
 
 
-def check_same_kind(trace: Trace, recorded: Trace, where) -> None:
-    """Refuse a trace of another model, of other settings, or with other layers."""
-    changing = {"batches", "shard"}
-    for key in sorted((trace.meta.keys() | recorded.meta.keys()) - changing):
-        now, then = trace.meta.get(key), recorded.meta.get(key)
+def check_meta(meta: dict, recorded: dict, where) -> None:
+    """Refuse another model, another mode, or other versions of what runs it."""
+    for key in sorted((meta.keys() | recorded.keys()) - {"batches", "shard"}):
+        now, then = meta.get(key), recorded.get(key)
         if now != then:
             raise RecordError(
                 f"{where}: was recorded with {key}={_brief(then)}, which is now {_brief(now)}; "
                 "continue with the same, or remove what was recorded to start anew"
             )
+
+
+def check_same_kind(trace: Trace, recorded: Trace, where) -> None:
+    """Refuse a trace of another model, of other settings, or with other layers."""
+    check_meta(trace.meta, recorded.meta, where)
     shapes = [(t.num_experts, *t.shape[2:]) for t in (trace, recorded)]
     if shapes[0] != shapes[1]:
         raise RecordError(
@@ -280,7 +284,8 @@ def _brief(value, longest=60):
     return text if len(text) <= longest else f"{text[:longest]}…"
 
 
-def _device(model) -> torch.device:
+def device_of(model) -> torch.device:
+    """Where a model takes its inputs."""
     device = getattr(model, "device", None) or next(model.parameters()).device
     # Weights that are offloaded have none; accelerate then moves the inputs itself.
     return torch.device("cpu") if device.type == "meta" else device

@@ -39,7 +39,7 @@ class ForwardPass:
         self.size, self.length = size, length
         if inputs.get("cu_seq_lens_q") is not None:
             raise RecordError(_PACKED)
-        tokens = inputs.get("input_ids")
+        tokens = inputs.get("input_ids", inputs.get("decoder_input_ids"))
         self.token_ids = None if tokens is None else tokens.detach()
         self.mask = valid_tokens(inputs.get("attention_mask"), start, size, length)
         self.positions = inputs.get("position_ids")

@@ -234,7 +234,7 @@ def _resample(traces, kind, label, strata, bootstrap, seed):
                     int(drawn.sum()), len(caches) * num_sizes
                 )
                 product = exact_product(columns, dealer.deal(labels[members[part]][drawn]))
-                totals[caches] += product.reshape(len(caches), num_sizes, bootstrap)
+                totals[caches] += kernels.host(product).reshape(len(caches), num_sizes, bootstrap)
     return new_hits, totals
 
 

@@ -217,16 +217,19 @@ def _order_of_slots(stack: StackRecorder) -> str:
 
 def _stacks(model: nn.Module, layers: list[MoeLayer]):
     """Name, module and layers of each stack of a model that has MoE layers."""
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return [("decoder", model, layers)]
     stacks = []
     for name in ("encoder", "decoder"):
-        module = getattr(model, f"get_{name}")()
+        module = getattr(model, f"get_{name}", lambda: model)()
         inside = set(module.modules())
         mine = [layer for layer in layers if layer.experts in inside]
-        if mine:
+        if mine and module is not model:
             stacks.append((name, module, mine))
-    return stacks
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return stacks
+    # Others have both without saying so; most call a part for images, or themselves, an encoder.
+    both = [layer for _, _, mine in stacks for layer in mine]
+    apart = len(stacks) == 2 and len(both) == len(set(both)) == len(layers)
+    return stacks if apart else [("decoder", model, layers)]
 
 
 class _GuardedGenerate:

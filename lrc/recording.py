@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
-from dataclasses import asdict
-from functools import partial
 from os import PathLike
 from pathlib import Path
 
 from torch import nn
 
-from lrc import trace_file
-from lrc.corpus_run import ALONE, CorpusRun, Note, check_same, check_same_kind
-from lrc.errors import TraceError
-from lrc.part_store import PartStore
+from lrc.corpus_run import CorpusRun, Note
+from lrc.keepers import FileKeeper, alone, first_sequences, origin_of, part_writer
 from lrc.ranks import checked_shard, ranked
 from lrc.recorder import Recorder
 from lrc.trace import Trace
 from lrc.trace_file import TraceFile, TraceWriter, iter_trace, load_trace
-from lrc.whole_files import put_in_place, writing
-
-PART_SECONDS = 60
-"""A part is written when a row group is full, and at least this often: no crash costs more."""
-
-STACKS = ("encoder", "decoder")
-# Parts live for the time of a run only, so they are written fast rather than small.
-_PART_COMPRESSION = 1
 
 
 def record(
@@ -112,10 +99,10 @@ def record(
         return kept.traces(run.run(kept))
     settings = {"mode": mode, "weights": weights, "predictions": predictions, "shard": shard}
     with _InFiles(ranked(Path(out), *shard), model, shard, settings) as kept:
-        paths = kept.files(run.run(kept))
+        paths = kept.finish(run.run(kept))
     if not load:
         return None
-    return _alone({stack: load_trace(path) for stack, path in paths.items()})
+    return alone({stack: load_trace(path) for stack, path in paths.items()})
 
 
 class _InMemory:
@@ -125,9 +112,8 @@ class _InMemory:
     place = "memory"
 
     def __init__(self, shard):
-        self.notes = []
+        self.notes: list[Note] = []
         self._shard = shard
-        self._traces = None
 
     def wants(self, recorder):
         return False
@@ -136,139 +122,30 @@ class _InMemory:
         self._traces = traces
         self.notes.append(note)
 
-    def traces(self, corpus: Note):
+    def traces(self, corpus):
         for trace in self._traces.values():
-            trace.meta = trace.meta | _origin(corpus, self._shard, self.notes)
-        return _alone(self._traces)
+            trace.meta = trace.meta | origin_of(corpus, self._shard, self.notes)
+        return alone(self._traces)
 
 
-class _InFiles:
-    """Keeps finished parts in a folder, and makes the file of them at the end."""
+class _InFiles(FileKeeper):
+    """Keeps the traces themselves."""
 
-    def __init__(self, out: Path, model: nn.Module, shard: tuple[int, int], settings: dict):
-        # As a writer would, before the model runs.
-        TraceWriter(out)
-        self.place = self._out = out
-        self._shard = shard
-        self._store = PartStore(out.with_name(out.name + ".parts"), settings)
-        try:
-            self.notes = [Note(**note) for note in self._store.notes]
-            stacks = _stacks(model)
-            if self.notes:
-                stacks = [s for s in stacks if self._store.paths(_ending(s))]
-            there = {s: self._path(s) for s in stacks if self._path(s).is_file()}
-            # Of a pair that was interrupted between the two names the parts are still there.
-            self.finished = bool(there) and (not self.notes or len(there) == len(stacks))
-            if self.finished:
-                self._files, self.notes = there, [_note_of(next(iter(there.values())), shard)]
-            elif self.notes:
-                self._files = {s: self._store.path(0, _ending(s)) for s in stacks}
-            self._first = _kinds(self._files) if self.notes else None
-        except BaseException:
-            self._store.close()
-            raise
-        self._since = time.monotonic()
+    ending = "parquet"
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        self._store.close()
-
-    def compare(self, traces):
-        recorded = {}
-        for stack, path in self._files.items():
-            with TraceFile(path) as file:
-                recorded[stack] = file.read(0)
-        check_same(traces, recorded, self.place)
-
-    def wants(self, recorder):
-        late = time.monotonic() - self._since >= PART_SECONDS
-        return late or recorder.num_ids >= trace_file.ROW_GROUP_IDS
-
-    def keep(self, traces, note):
-        if self._first is None:
-            self._first = {stack: trace.select(slice(0)) for stack, trace in traces.items()}
-        for stack, trace in traces.items():
-            check_same_kind(trace, self._first[stack], self._store.folder)
-        self._store.add(
-            {_ending(stack): partial(_write, trace) for stack, trace in traces.items()},
-            asdict(note),
-        )
-        self.notes.append(note)
-        self._since = time.monotonic()
-
-    def files(self, corpus: Note) -> dict[str, Path]:
-        """Finish: paths of the files, by stack."""
-        if not self.finished:
-            meta = _origin(corpus, self._shard, self.notes)
-            for stack, first in self._first.items():
-                with TraceWriter(self._joined(stack), meta=first.meta | meta) as writer:
-                    for path in self._store.paths(_ending(stack)):
-                        for trace in iter_trace(path):
-                            writer.append(trace)
-            with writing(self._out):
-                for stack in self._first:
-                    put_in_place(self._joined(stack), self._path(stack))
-        self._store.remove()
-        return {stack: self._path(stack) for stack in self._first}
-
-    def _joined(self, stack):
-        return self._store.folder / f"joined.{_ending(stack)}"
-
-    def _path(self, stack):
-        return self._out if stack == ALONE else self._out.with_stem(f"{self._out.stem}.{stack}")
-
-
-def _stacks(model):
-    """Stacks that a recording of a model may have."""
-    config = getattr(model, "config", None)
-    return STACKS if getattr(config, "is_encoder_decoder", False) else (ALONE,)
-
-
-def _ending(stack):
-    return f"{stack}.parquet"
-
-
-def _write(trace, path):
-    with TraceWriter(path, _PART_COMPRESSION) as writer:
-        writer.append(trace)
-
-
-def _kinds(files):
-    """Traces without sequences, of the kind that files hold."""
-    kinds = {}
-    for stack, path in files.items():
+    def read_meta(self, path):
         with TraceFile(path) as file:
-            kinds[stack] = file.read()
-    return kinds
+            return file.meta
 
+    def part_files(self, stack, trace):
+        return {f"{stack}.{self.ending}": part_writer(trace)}
 
-def _note_of(path, shard):
-    """Note of a finished file."""
-    try:
-        with TraceFile(path) as file:
-            origin, of = file.meta["batches"], file.meta.get("shard", {})
-        note = Note(origin["count"], origin["fingerprint"])
-    except (TraceError, KeyError, TypeError) as error:
-        raise TraceError(
-            f"{path}: is there already and no recording of lrc.record; remove it or name another "
-            "file"
-        ) from error
-    if (of.get("rank", 0), of.get("world", 1)) != shard:
-        raise TraceError(f"{path}: is there already and another shard; name another file")
-    return note
+    def join(self, stack, path, origin):
+        meta = self.first(stack).meta | origin
+        with TraceWriter(path, meta=meta) as writer:
+            for part in self.parts(stack):
+                for trace in iter_trace(part):
+                    writer.append(trace)
 
-
-def _origin(corpus, shard, notes):
-    """What a trace's meta say of the batches it was recorded from."""
-    origin = {"batches": {"count": corpus.batches, "fingerprint": corpus.fingerprint}}
-    if shard[1] > 1:
-        sizes = [size for note in notes for size in note.sizes]
-        origin["shard"] = {"rank": shard[0], "world": shard[1], "batch_sizes": sizes}
-    return origin
-
-
-def _alone(traces):
-    """Traces by stack, or the only one of a model without stacks."""
-    return traces.get(ALONE, traces)
+    def first(self, stack):
+        return first_sequences(self.path(stack) if self.finished else self.parts(stack)[0])

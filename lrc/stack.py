@@ -115,15 +115,17 @@ class StackRecorder:
         if _in_backward():
             return
         inputs = inputs_by_name(self._signature, args, kwargs)
-        tokens = inputs.get("input_ids")
-        tokens = inputs.get("inputs_embeds") if tokens is None else tokens
+        given = (inputs.get(name) for name in ("input_ids", "decoder_input_ids", "inputs_embeds"))
+        tokens = next((value for value in given if value is not None), None)
         if not isinstance(tokens, torch.Tensor) or tokens.ndim < 2:
             raise RecordError(
                 "cannot see the tokens of this forward pass: give input_ids or inputs_embeds of "
                 "shape [sequences, tokens, …]"
             )
         size, length = tokens.shape[:2]
-        self._batch = self._batch_of(inputs.get("past_key_values"), size)
+        cache = inputs.get("past_key_values")
+        self._batch = self._batch_of(cache, size)
+        self._cached = (cache, self._batch.end)
         self._pass = ForwardPass(self.layers, inputs, size, length, start=self._batch.end)
 
     def _see(self, position: int, layer: MoeLayer):
@@ -169,7 +171,9 @@ class StackRecorder:
         self.num_ids += experts.size
         self._seen = forward
         cache = getattr(output, "past_key_values", None)
-        if hasattr(cache, "get_seq_length"):
+        cache, before = self._cached if cache is None else (cache, 0)
+        # A cache that is only read (by a decoder that refines a whole block) has no continuation.
+        if hasattr(cache, "get_seq_length") and int(cache.get_seq_length()) > before:
             self._by_cache[cache] = self._batch
 
     @torch.compiler.disable
@@ -191,7 +195,7 @@ class StackRecorder:
         batch = self._by_cache.get(cache) if cached else None
         if batch is None:
             # Empty, or filled before recording: then the record starts where the cache ends.
-            batch = self._by_cache[cache] = _Batch(size, end=cached)
+            return _Batch(size, end=cached)
         if batch.size != size or batch.end != cached:
             raise RecordError(
                 f"past_key_values holds {cached} tokens, but {batch.end} tokens of {batch.size} "

@@ -88,39 +88,62 @@ def _joined(traces, meta):
     return trace
 
 
-def _ranked(files):
-    """Files in the order of their ranks, if they are all shards of one recording."""
-    by_rank = {}
-    first = files[0]
-    for file in files:
-        shard = file.meta.get("shard")
-        if shard is None:
-            raise TraceError(f"{file.path}: is no shard of a recording; load it by itself")
-        if shard["rank"] in by_rank:
-            other = by_rank[shard["rank"]].path
-            raise TraceError(f"{file.path}: is shard {shard['rank']}, and so is {other}; leave one")
-        by_rank[shard["rank"]] = file
-        kinds = [(f.num_experts, f.num_layers, f.top_k, _common(f)) for f in (first, file)]
-        if kinds[0] != kinds[1]:
+def check_ranks(metas: list[tuple[Path, dict]]) -> list[int] | None:
+    """Make sure that files are all shards of one recording.
+
+    Parameters
+    ----------
+    metas : list of (path, dict)
+        Each file and its ``meta``.
+
+    Returns
+    -------
+    list of int or None
+        Positions of the files in the order of their ranks; None if none is a shard.
+
+    Raises
+    ------
+    TraceError
+        A shard is missing or there twice, or a file belongs to something else.
+    """
+    first_path, first = metas[0]
+    if not any("shard" in meta for _, meta in metas):
+        return None
+    places = {}
+    for place, (path, meta) in enumerate(metas):
+        if "shard" not in meta or _common(meta) != _common(first):
             raise TraceError(
-                f"{file.path}: is a shard of another recording than {first.path} (model, settings, "
-                "batches or number of processes)"
+                f"{path}: is no shard of the recording that {first_path} belongs to (model, "
+                "settings, batches and number of processes)"
             )
-    world = first.meta["shard"]["world"]
-    missing = [rank for rank in range(world) if rank not in by_rank]
+        rank = meta["shard"]["rank"]
+        if rank in places:
+            other = metas[places[rank]][0]
+            raise TraceError(f"{path}: is shard {rank}, and so is {other}; leave one out")
+        places[rank] = place
+    world = first["shard"]["world"]
+    missing = [rank for rank in range(world) if rank not in places]
     if missing:
         raise TraceError(
-            f"{first.path}: of its {world} shards number {missing[0]} is missing; give all of them"
+            f"{first_path}: of its {world} shards number {missing[0]} is missing; give all of them"
         )
-    count = first.meta["batches"]["count"]
-    files = [by_rank[rank] for rank in range(world)]
+    return [places[rank] for rank in range(world)]
+
+
+def _common(meta):
+    """Meta that all shards share."""
+    return meta | {"shard": meta.get("shard", {}).get("world")}
+
+
+def _ranked(files):
+    """Files in the order of their ranks."""
+    order = check_ranks([(file.path, file.meta) for file in files])
+    if order is None:
+        raise TraceError(f"{files[0].path}: is no shard of a recording; load it by itself")
+    files = [files[place] for place in order]
+    count = files[0].meta["batches"]["count"]
     for rank, file in enumerate(files):
         sizes = file.meta["shard"]["batch_sizes"]
-        if len(sizes) != len(range(rank, count, world)) or sum(sizes) != file.num_sequences:
+        if len(sizes) != len(range(rank, count, len(files))) or sum(sizes) != file.num_sequences:
             raise TraceError(f"{file.path}: does not hold its share of the {count} batches")
     return files
-
-
-def _common(file):
-    """Meta that all shards share."""
-    return file.meta | {"shard": file.meta["shard"]["world"]}

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from race_detector import no_races
 from strategies import traces
 
 import lrc
@@ -50,7 +51,8 @@ def test_windows(trace, data):
     which = (groups[: trace.num_sequences], 3, layers, expert_rows[: trace.num_experts], m)
     here = kernels.count_windows(trace.experts, trace.lengths, *which)
     there = trace.to("interpreter").experts
-    with patch.object(gpu_windows, "EXPERTS", data.draw(st.sampled_from([2, 4, 128]))):
+    lanes = data.draw(st.sampled_from([2, 4, 128]), label="EXPERTS")
+    with patch.object(gpu_windows, "EXPERTS", lanes), no_races():
         exactly(kernels.count_windows(there, trace.lengths, *which), here)
 
 
@@ -62,7 +64,8 @@ def test_windows_by_position(trace, m, data):
     which = (groups, 2, np.arange(trace.num_layers), trace.num_experts, m)
     here = kernels.count_windows_by_position(trace.experts, trace.lengths, *which)
     there = trace.to("interpreter").experts
-    with patch.object(gpu_windows, "EXPERTS", data.draw(st.sampled_from([2, 128]))):
+    lanes = data.draw(st.sampled_from([2, 128]), label="EXPERTS")
+    with patch.object(gpu_windows, "EXPERTS", lanes), no_races():
         exactly(kernels.count_windows_by_position(there, trace.lengths, *which), here)
 
 
@@ -79,6 +82,9 @@ def test_caches(policy, shared, trace, m, data):
         for name in ("SLOTS", "PLACES", "BLOCK"):
             lanes = data.draw(st.sampled_from([2, 4, 64]), label=name)
             stack.enter_context(patch.object(gpu_caches, name, lanes))
+        stack.enter_context(no_races())
+        if data.draw(st.booleans(), label="long keys"):
+            stack.enter_context(patch.object(gpu_caches, "SHORT", 0))
         few_bytes = data.draw(st.sampled_from([1, 1 << 14]), label="bytes of a block")
         stack.enter_context(patch.object(gpu_arrays, "INTERPRETER_BLOCK_BYTES", few_bytes))
         there = kernels.count_new_hits(POLICIES[policy], m, there, trace.lengths, *which)
@@ -97,6 +103,15 @@ def test_caches_of_a_model_of_usual_size(policy):
         kernels.count_new_hits(POLICIES[policy], 4, there, trace.lengths, *which),
         kernels.count_new_hits(POLICIES[policy], 4, trace.experts, trace.lengths, *which),
     )
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_race_detector_misses_the_barriers(policy):
+    trace = lrc.Trace([[[[0, 1]], [[1, 2]], [[3, 0]], [[2, 4]], [[1, 0]]]], 5)
+    there = trace.to("interpreter").experts
+    which = (2, there, trace.lengths, np.zeros(1, np.int64), 5, False)
+    with no_races(barriers=False), pytest.raises(Exception, match="meets a"):
+        kernels.count_new_hits(POLICIES[policy], *which)
 
 
 @given(trace=traces(max_tokens=6))
@@ -162,4 +177,4 @@ def test_hit_rates_are_the_same_table(level, trace):
 def test_a_sequence_too_long_for_the_keys_is_refused():
     with pytest.raises(lrc.LrcError, match="too long"):
         gpu_caches._key_bits(kernels.LFU, 0, 2**22, 2**9, 2**13)
-    assert gpu_caches._key_bits(kernels.LOOKAHEAD, 256, 512, 384, 6144) == (13, 18)
+    assert gpu_caches._key_bits(kernels.LOOKAHEAD, 256, 512, 384, 6144) == [9, 18, 13]

@@ -12,6 +12,8 @@ from strategies import traces
 import lrc
 from lrc import Trace, examine, load_routes
 from lrc.doctor import records, texts
+from lrc.doctor.census import Census
+from lrc.kernels.cpu_census import LONGEST_LAG, overlaps
 
 EXPERTS = 16
 
@@ -281,6 +283,50 @@ class TestTooLittle:
         )
         assert healthy(trace_of(experts, lengths), segment_lengths=[4, 15])
         assert healthy(trace_of(experts, [256] * 8))
+
+
+# --- The kernels ------------------------------------------------------------------------------
+
+
+@given(traces())
+def test_the_census_counts_what_is_there(trace):
+    census = Census.of(trace)
+    tokens = [
+        trace.experts[i, t].tolist()
+        for i, length in enumerate(trace.lengths)
+        for t in range(length)
+    ]
+    for layer in range(trace.num_layers):
+        for expert in range(trace.num_experts):
+            assert census.uses[layer, expert] == sum(expert in token[layer] for token in tokens)
+        assert census.empty[layer] == sum(set(token[layer]) == {-1} for token in tokens)
+    for slot in range(trace.top_k):
+        used = sum(row[slot] >= 0 for token in tokens for row in token)
+        assert census.slots[slot] == used
+    sets = [tuple(frozenset(row) - {-1} for row in token) for token in tokens]
+    nothing, zero = (frozenset(),) * trace.num_layers, (frozenset({0}),) * trace.num_layers
+    assert census.blank[trace.valid].tolist() == [one == nothing for one in sets]
+    assert census.zero[trace.valid].tolist() == [one == zero for one in sets]
+    # Signatures are alike where the sets of experts are.
+    signatures = census.signatures[trace.valid].tolist()
+    assert len(set(zip(signatures, sets, strict=True))) == len(set(sets)) == len(set(signatures))
+
+
+@given(traces(max_tokens=40, max_sequences=3))
+def test_overlaps_are_counted_as_defined(trace):
+    layers = np.arange(0, trace.num_layers, 2)
+    shape = (trace.num_sequences, LONGEST_LAG + 1)
+    shared, pairs = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    overlaps(trace.experts, trace.lengths, layers, trace.num_experts, shared, pairs)
+    for i, length in enumerate(trace.lengths):
+        sets = [
+            [set(trace.experts[i, t, layer].tolist()) - {-1} for t in range(length)]
+            for layer in layers
+        ]
+        for lag in range(1, LONGEST_LAG + 1):
+            both = [(one[t], one[t - lag]) for one in sets for t in range(lag, length)]
+            assert shared[i, lag] == sum(len(now & before) for now, before in both)
+            assert pairs[i, lag] == sum(len(now) for now, _ in both)
 
 
 # --- On the whole -----------------------------------------------------------------------------

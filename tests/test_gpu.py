@@ -94,6 +94,7 @@ def test_the_kernels_in_the_interpreter_give_the_integers_of_the_cpu():
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
 
 
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize("compute_capability", [80, 90])
 def test_every_kernel_compiles_for_a_gpu(compute_capability, monkeypatch):
     """To machine code, with the arguments of real launches: no GPU is needed for that."""

@@ -933,3 +933,111 @@ class TestFiles:
         torch.save(torch.zeros(1, dtype=torch.int32).expand(10**6, 10**3, 8), tmp_path / "a.pt")
         with pytest.raises(TraceError, match="declares more than it stores"):
             load_routes(tmp_path / "a.pt", num_experts=EXPERTS)
+
+
+# --- Whatever a file holds --------------------------------------------------------------------
+
+
+def small_logs(folder):
+    """One file of each format, and the options it takes."""
+    torch = pytest.importorskip("torch")
+    texts = routing()
+    np.save(folder / "a.npy", texts[0])
+    np.savez_compressed(folder / "a.npz", expert_ids=texts[0], num_experts=EXPERTS)
+    (folder / "vllm.jsonl").write_text("\n".join(json.dumps(vllm_response(t)) for t in texts))
+    (folder / "sglang.json").write_text(json.dumps([sglang_response(t) for t in texts]))
+    dump = busy_hour().dump()
+    for record in dump["records"]:
+        record["topk_ids_of_layer"] = torch.from_numpy(record["topk_ids_of_layer"])
+    torch.save({"records": dump["records"]}, folder / "recorder.pt")
+    ones = np.ones(texts[0].shape)
+    csv = route_csv(texts[0], ones, 5, [100, 100, 300], resident=ones > 0)
+    (folder / "a.csv").write_text(csv)
+    return sorted(folder.iterdir())
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_damaged_files_end_in_one_line_or_in_a_trace(tmp_path_factory, data):
+    """Bytes cut off, changed or thrown in: nothing but a `TraceError` of one line comes out."""
+    folder = tmp_path_factory.mktemp("logs")
+    path = data.draw(st.sampled_from(small_logs(folder)), label="file")
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3), label="faults")):
+        place = data.draw(st.integers(0, len(content) - 1), label="place")
+        kind = data.draw(st.sampled_from(["cut", "change", "insert"]), label="fault")
+        if kind == "cut":
+            del content[max(place, 1) :]
+        elif kind == "change":
+            content[place] = data.draw(st.integers(0, 255), label="byte")
+        else:
+            content[place:place] = data.draw(st.binary(max_size=4), label="bytes")
+    path.write_bytes(content)
+    message = ""
+    try:
+        load_routes(path, num_experts=EXPERTS, num_layers=3)
+    except TraceError as error:
+        message = str(error)
+    assert "\n" not in message
+
+
+def parsed_logs():
+    """What a parsed log of each format is, and the format."""
+    text = routing()[0]
+    vllm = vllm_response(text, prompt_token_ids=[1, 2, 3])
+    vllm["choices"][0]["token_ids"] = [4] * 5
+    split = {
+        "prompt_routed_experts": text[:3].tolist(),
+        "choices": [{"routed_experts": text[3:].tolist()}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 5},
+    }
+    sglang = sglang_response(text, output_ids=[4] * 5)
+    openai = {
+        "choices": [{"sgl_ext": {"routed_experts": sglang["meta_info"]["routed_experts"]}}],
+        "usage": split["usage"],
+    }
+    arrays = {
+        "routed_experts": text[None],
+        "attention_mask": np.ones((1, 7), int),
+        "input_ids": np.zeros((1, 7), int),
+        "dataset": ["a"],
+        "num_experts": EXPERTS,
+        "prompts": np.zeros((1, 3), int),
+    }
+    return [
+        (vllm, "vllm"),
+        (split, "vllm"),
+        (sglang, "sglang"),
+        (openai, "sglang"),
+        (busy_hour().dump(), "sglang-recorder"),
+        (arrays, "array"),
+    ]
+
+
+def nodes(value, path=()):
+    """Places in nested lists and dicts."""
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from nodes(value[key], (*path, key))
+
+
+STRANGE = [None, 5, -1, "", "x", [], {}, [1], [[1]], [None], {"a": 1}, 3.5, True, 10**30]
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_strange_values_end_in_one_line_or_in_a_trace(data):
+    """Any value of a parsed log replaced by one of another kind."""
+    log, format = data.draw(st.sampled_from(parsed_logs()), label="log")
+    *path, last = data.draw(st.sampled_from(list(nodes(log))[1:]), label="place")
+    holder = log
+    for key in path:
+        holder = holder[key]
+    holder[last] = data.draw(st.sampled_from(STRANGE), label="value")
+    message = ""
+    try:
+        load_routes(log, format=format, num_experts=EXPERTS, num_layers=3)
+    except TraceError as error:
+        message = str(error)
+    assert "\n" not in message

@@ -91,7 +91,7 @@ test_union_is_the_trace_of_one_process.model = tiny_model("mixtral")
 
 
 def test_a_shard_is_continued_by_its_own_process(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("lrc.recording.PART_SECONDS", 0)
+    monkeypatch.setattr("lrc.keepers.PART_SECONDS", 0)
     broken = [*ROWS[:6], [1000], *ROWS[7:]]
     for rank in (0, 1):
         options = ARGUMENTS | {"out": tmp_path / "t.parquet", "shard": (rank, 2)}
@@ -110,7 +110,7 @@ def test_shards_say_what_is_wrong(model, tmp_path):
         ([two[0]], "of its 2 shards number 1 is missing"),
         (three[1:], "of its 3 shards number 0 is missing"),
         ([two[0], two[0]], "is shard 0, and so is"),
-        ([two[0], three[1]], "is a shard of another recording"),
+        ([two[0], three[1]], "is no shard of the recording that"),
         ([], "no such files"),
         (tmp_path / "none*.parquet", "no such files"),
     ):

@@ -175,7 +175,7 @@ def test_parts_are_cut_by_time_too(mixtral, tmp_path, monkeypatch):
         PartStore, "add", lambda *args: (add(*args), notes.append(args[2]["batches"]))
     )
     lrc.record(mixtral, ROWS, out=tmp_path / "one.parquet", **ARGUMENTS)
-    monkeypatch.setattr("lrc.recording.PART_SECONDS", 0)
+    monkeypatch.setattr("lrc.keepers.PART_SECONDS", 0)
     lrc.record(mixtral, ROWS, out=tmp_path / "many.parquet", **ARGUMENTS)
     assert notes == [4, 1, 2, 3, 4]
     one, many = ((tmp_path / f"{name}.parquet").read_bytes() for name in ("one", "many"))
@@ -308,12 +308,12 @@ def test_a_finished_file_is_returned_or_refused(mixtral, tmp_path):
 def test_other_files_are_not_overwritten(mixtral, tmp_path):
     out = tmp_path / "trace.parquet"
     out.write_text("precious")
-    with pytest.raises(lrc.TraceError, match="is there already and no recording"):
+    with pytest.raises(lrc.TraceError, match="is there already and was not made by this call"):
         lrc.record(mixtral, ROWS, out=out, **ARGUMENTS)
     assert out.read_text() == "precious"
     out.unlink()
     record_pass(mixtral, input_ids=random_tokens(1, 3)).save(out)
-    with pytest.raises(lrc.TraceError, match="is there already and no recording"):
+    with pytest.raises(lrc.TraceError, match="is there already and was not made by this call"):
         lrc.record(mixtral, ROWS, out=out, **ARGUMENTS)
     with pytest.raises(lrc.TraceError, match="does not exist; create it"):
         lrc.record(mixtral, ROWS, out=tmp_path / "none" / "trace.parquet", **ARGUMENTS)
@@ -470,7 +470,7 @@ def test_each_stack_has_its_file(switch, tmp_path, small_groups):
 
 def test_a_pair_is_continued_wherever_it_stopped(switch, tmp_path, monkeypatch):
     """Killed after every renaming: of parts, and of the two files."""
-    monkeypatch.setattr("lrc.recording.PART_SECONDS", 0)
+    monkeypatch.setattr("lrc.keepers.PART_SECONDS", 0)
     expected = lrc.record(switch, seq2seq_batches(), out=tmp_path / "e.parquet", progress=False)
     renames = []
     put = os.replace

@@ -154,10 +154,12 @@ def load_routes(
         if option in foreign - set(FORMATS[format].options):
             raise TraceError(f"{name}: {option} means nothing for format {format!r}")
     try:
-        log = FORMATS[format].read(source, name, options)
+        return build_trace(FORMATS[format].read(source, name, options), name, options)
     except OSError as error:
         raise TraceError(f"{name}: cannot be read ({error.strerror})") from error
-    return build_trace(log, name, options)
+    except TraceError as error:
+        # Libraries may say in several lines why they cannot read something.
+        raise TraceError(" ".join(str(error).split())) from error
 
 
 def _find_file(path, name):

@@ -15,7 +15,16 @@ import numpy as np
 
 from lrc.errors import TraceError
 from lrc.importers.log import Log, Options, Routes
-from lrc.importers.npy import NPY_MAGIC, Npz, as_array, as_ids, load_torch, read_npy
+from lrc.importers.npy import (
+    NPY_MAGIC,
+    Npz,
+    as_array,
+    as_count,
+    as_ids,
+    as_list,
+    load_torch,
+    read_npy,
+)
 
 NAMES = ("routed_experts", "expert_ids", "experts")
 
@@ -51,8 +60,8 @@ def read_arrays(source, name: str, options: Options) -> Log:
         for i, rows in enumerate(split(ids, beside, name, options))
     ]
     _describe(routes, beside, name)
-    num_experts = _get(beside, "num_experts", name)
-    return Log(routes, "array", None if num_experts is None else int(num_experts))
+    num_experts = as_count(beside.get("num_experts"), f"{name}, array 'num_experts'")
+    return Log(routes, "array", num_experts)
 
 
 def _load(path):
@@ -157,9 +166,10 @@ def _lengths(beside, name, options):
 def _describe(routes, beside, name):
     """Labels and prompt lengths, where the arrays beside hold them."""
     labels = beside.get("dataset", beside.get("datasets"))
-    if labels is not None:
-        labels = np.asarray(labels).tolist()
-    prompts = _get(beside, "prompt_tokens", name)
+    labels = labels.tolist() if hasattr(labels, "tolist") else labels
+    if not isinstance(labels, list | tuple | None):
+        raise TraceError(f"{name}: its dataset is {labels!r}, but must be a list of labels")
+    prompts = as_list(beside.get("prompt_tokens"), f"{name}, array 'prompt_tokens'")
     mask, prompt_ids = _get(beside, "attention_mask", name), _get(beside, "prompts", name)
     if prompts is None and mask is not None and prompt_ids is not None and prompt_ids.ndim == 2:
         # verl: the prompts' columns come first, padded on the left.

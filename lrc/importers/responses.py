@@ -14,7 +14,7 @@ import numpy as np
 
 from lrc.errors import TraceError
 from lrc.importers.log import Log, Options, Routes
-from lrc.importers.npy import NPY_MAGIC, as_ids, decode_base64, parse_npy
+from lrc.importers.npy import NPY_MAGIC, as_count, as_ids, as_list, decode_base64, parse_npy
 
 
 def read_vllm(source, name: str, options: Options) -> Log:
@@ -77,7 +77,7 @@ def _read(source, name, options, engine, choices):
             raise TraceError(f"{place}: is {type(response).__name__}, but a response is an object")
         if "error" in response and "choices" not in response:
             raise TraceError(f"{place}: is an error of the server, not a completion")
-        models.add(response.get("model"))
+        models.add(str(response.get("model") or ""))
         routes += choices(response, place, options)
     if len(models) > 1:
         raise TraceError(f"{name}: holds responses of {len(models)} models: give one at a time")
@@ -121,7 +121,10 @@ def _vllm_choices(response, place, options):
             )
         rows = _array(payload, where, options)
         prompt_ids = choice.get("prompt_token_ids", response.get("prompt_token_ids"))
-        prompt, completion = _counts(response, choice, prompt_ids, alone=len(choices) == 1)
+        prompt_ids = as_list(prompt_ids, f"{where}, prompt_token_ids")
+        sampled = as_list(choice.get("token_ids"), f"{where}, token_ids")
+        usage, alone = response.get("usage"), len(choices) == 1
+        prompt, completion = _counts(usage, prompt_ids, sampled, where, alone=alone)
         start = _start(choice, response, "routed_experts_prompt_start", where, options)
         if head is None:
             _expect(len(rows), prompt, completion, start, where)
@@ -132,7 +135,7 @@ def _vllm_choices(response, place, options):
                 raise TraceError(f"{where}: prompt and completion differ in layers or slots")
             prompt = start + len(before)
             rows = np.concatenate([before, rows])
-        ids = _token_ids(prompt_ids, choice.get("token_ids"), prompt, start, len(rows))
+        ids = _token_ids(prompt_ids, sampled, prompt, start, len(rows))
         yield Routes(rows, where, token_ids=ids, prompt_tokens=prompt, start=start)
 
 
@@ -164,15 +167,17 @@ def _sglang(holder, response, choice, where, options, *, alone):
             "--enable-return-routed-experts and ask for return_routed_experts"
         )
     prompt_ids = response.get("prompt_token_ids", response.get("input_ids"))
-    counted = response | {"usage": holder if "prompt_tokens" in holder else response.get("usage")}
-    prompt, completion = _counts(counted, choice, prompt_ids, alone=alone)
+    prompt_ids = as_list(prompt_ids, f"{where}, prompt_token_ids")
+    sampled = response.get("output_ids", choice.get("token_ids"))
+    sampled = as_list(sampled, f"{where}, output_ids")
+    usage = holder if "prompt_tokens" in holder else response.get("usage")
+    prompt, completion = _counts(usage, prompt_ids, sampled, where, alone=alone)
     start = _start(holder, response, "routed_experts_start_len", where, options)
     known = None
     if prompt is not None and completion is not None:
         known = prompt + completion - 1 - start
     rows = _array(payload, where, options, known)
     _expect(len(rows), prompt, completion, start, where)
-    sampled = response.get("output_ids", choice.get("token_ids"))
     ids = _token_ids(prompt_ids, sampled, prompt, start, len(rows))
     return Routes(rows, where, token_ids=ids, prompt_tokens=prompt, start=start)
 
@@ -235,20 +240,24 @@ def _shaped(data, where, options, known_rows):
     return numbers.reshape(-1, layers, top_k)
 
 
-def _counts(response, choice, prompt_ids, *, alone):
+def _counts(usage, prompt_ids, sampled, where, *, alone):
     """Tokens of prompt and completion, each None where the response does not tell."""
-    usage = response.get("usage") or {}
-    prompt = len(prompt_ids) if prompt_ids else usage.get("prompt_tokens")
-    completion = usage.get("completion_tokens") if alone else None  # else of all choices together
-    if choice.get("token_ids"):
-        completion = len(choice["token_ids"])
-    return prompt, completion
+    usage = usage or {}
+    if not isinstance(usage, dict):
+        raise TraceError(f"{where}: its usage is no object")
+    prompt, completion = (
+        as_count(usage.get(f"{part}_tokens"), f"{where}, {part}_tokens")
+        for part in ("prompt", "completion")
+    )
+    if not alone:  # then the number is that of all choices together
+        completion = None
+    return len(prompt_ids) if prompt_ids else prompt, len(sampled) if sampled else completion
 
 
 def _start(holder, response, key, where, options):
     """Tokens of the prompt that the engine was asked to leave out."""
     said = holder.get(key)
-    said = response.get(key) if said is None else said
+    said = as_count(response.get(key) if said is None else said, f"{where}, {key}")
     if said is not None and options.prompt_start not in (None, said):
         raise TraceError(f"{where}: {key} is {said}, but prompt_start says {options.prompt_start}")
     return said or options.prompt_start or 0

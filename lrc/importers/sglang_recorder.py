@@ -23,7 +23,7 @@ import numpy as np
 
 from lrc.errors import TraceError
 from lrc.importers.log import Log, Options, Routes
-from lrc.importers.npy import as_ids, load_torch
+from lrc.importers.npy import as_count, as_ids, as_list, load_torch
 
 # ForwardMode of SGLang: prompts, continuations, both in one pass, nothing.
 EXTEND, DECODE, MIXED, IDLE = 1, 2, 3, 4
@@ -93,9 +93,10 @@ def _checked(record, place):
     tokens, positions = (
         as_ids(record.get(key, []), f"{place}, {key}") for key in ("input_ids", "positions")
     )
-    lengths = record.get("extend_seq_lens")
-    lengths = None if lengths is None else as_ids(lengths, f"{place}, extend_seq_lens").tolist()
-    if ids.ndim != 3 or positions.shape != tokens.shape or ids.shape[1] != len(tokens):
+    lengths = as_list(record.get("extend_seq_lens"), f"{place}, extend_seq_lens")
+    if ids.ndim != 3 or tokens.ndim != 1 or positions.shape != tokens.shape:
+        raise TraceError(f"{place}: its tokens, positions and ids do not fit together")
+    if ids.shape[1] != len(tokens):
         raise TraceError(
             f"{place}: topk_ids_of_layer has shape {list(ids.shape)}, but must be "
             f"[layers, tokens, slots] with {len(tokens)} tokens"
@@ -108,8 +109,8 @@ def _checked(record, place):
         "positions": positions,
         "lengths": lengths,
         "place": place,
-        "rank": record.get("rank", 0),
-        "pass": record.get("forward_pass_id", 0),
+        "rank": as_count(record.get("rank", 0), f"{place}, rank"),
+        "pass": as_count(record.get("forward_pass_id", 0), f"{place}, forward_pass_id") or 0,
     }
 
 

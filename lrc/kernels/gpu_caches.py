@@ -21,14 +21,16 @@ import triton
 
 from lrc.errors import LrcError
 from lrc.kernels import gpu_stacks as stacks
-from lrc.kernels.cpu_caches import BELADY, LFU, LOOKAHEAD, LRU, STATIC
 from lrc.kernels.gpu_arrays import block_bytes, load_torch, on_device_of, to_device_of
+from lrc.kernels.rules import BELADY, LFU, LOOKAHEAD, LRU, STATIC
 
 # Lanes of a program: slots of a token at most, places of a stack.
 SLOTS = 1024
 PLACES = 256
 # Places of a priority stack that share a lowest key.
 BLOCK = 64
+# Bits of keys that take half the steps.
+SHORT = 31
 
 
 def count_new_hits(policy, segment_length, experts, lengths, sequences, num_experts, shared):
@@ -70,15 +72,15 @@ def count_new_hits(policy, segment_length, experts, lengths, sequences, num_expe
 
 
 def _key_bits(policy, segment_length, longest, slots, num_ids):
-    """Bits of an expert and of a moment in a key; what is counted of the expert stands above."""
-    most = {LFU: longest, LOOKAHEAD: segment_length}.get(policy, 0)
-    id_bits, moment_bits = (num_ids - 1).bit_length(), (longest * slots).bit_length()
-    if id_bits + moment_bits + most.bit_length() > 62:
+    """Bits of a key, from above: what is counted of an expert, a moment, the expert."""
+    count = {LFU: longest, LOOKAHEAD: segment_length}.get(policy, 0)
+    bits = [n.bit_length() for n in (count, longest * slots, num_ids - 1)]
+    if sum(bits) > 62:
         raise LrcError(
             f"a sequence of {longest} tokens is too long for the GPU's keys: split it, or give "
             "trace.to('cpu')"
         )
-    return id_bits, moment_bits
+    return bits
 
 
 def _replay(
@@ -122,13 +124,15 @@ def _replay(
         next_uses = scratch(0, moments if policy == BELADY else 1)
         if policy == BELADY:
             stacks.find_next_uses[(jobs,)](*trace, moments, next_uses, scratch(-1), **lanes)
-        keys = torch.arange(num_ids, device=experts.device).repeat(jobs, 1)
+        dtype = torch.int32 if sum(bits) <= SHORT else torch.int64
+        keys = torch.arange(num_ids, dtype=dtype, device=experts.device).repeat(jobs, 1)
         block = min(BLOCK, triton.next_power_of_2(num_ids))
         stacks.priority[(jobs,)](
             *(*trace, moments, new_hits, torch.empty_like(keys), keys, scratch(-1), next_uses),
-            *(segment_length, *bits),
+            *(segment_length, bits[2], bits[1]),
             POLICY=policy,
             BLOCK=block,
             BLOCKS=triton.next_power_of_2(num_ids // block + 1),
+            HIGHEST=torch.iinfo(dtype).max,
             **lanes,
         )

@@ -6,14 +6,11 @@ lies between sequences and tokens of the trace, and how many experts a stack may
 is output and scratch, a row a program.
 """
 
-import numpy as np
 import triton
 import triton.language as tl
 
-from lrc.kernels.cpu_caches import BELADY, LFU, LOOKAHEAD
+from lrc.kernels.rules import BELADY, LFU, LOOKAHEAD
 
-# Above every key: where nothing stands.
-HIGHEST = tl.constexpr(int(np.iinfo(np.int64).max))
 _BELADY, _LFU, _LOOKAHEAD = tl.constexpr(BELADY), tl.constexpr(LFU), tl.constexpr(LOOKAHEAD)
 
 
@@ -211,6 +208,7 @@ def priority(
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,  # places
     BLOCKS: tl.constexpr,
+    HIGHEST: tl.constexpr,  # above every key: where nothing stands
 ):
     job, token, length = _place(experts, lengths, sequences, num_caches, slots, sequence_stride)
     new_hits += job * num_ids
@@ -219,15 +217,16 @@ def priority(
     depths += job * num_ids
     next_uses += job * moments
     one = tl.full([1], 1, new_hits.dtype.element_ty)
-    one_long = tl.full([1], 1, tl.int64)
-    one_ahead = one_long << (id_bits + moment_bits)
+    KEY: tl.constexpr = stacks.dtype.element_ty
+    one_key = tl.full([1], 1, KEY)
+    one_ahead = one_key << (id_bits + moment_bits)
     # Expert of a key.
-    id_mask = tl.sum(one_long << id_bits) - 1
+    id_mask = tl.max(one_key << id_bits) - 1
     slot_lanes = tl.arange(0, SLOTS)
     lanes = tl.arange(0, BLOCK)
     block_lanes = tl.arange(0, BLOCKS)
     # Lowest key of each block, or less; the top of the stack counts in none.
-    bounds = tl.full([BLOCKS], HIGHEST, tl.int64)
+    bounds = tl.full([BLOCKS], HIGHEST, KEY)
     height = 0
     if POLICY == _LOOKAHEAD:
         entering = token
@@ -256,7 +255,7 @@ def priority(
                 moment = t * slots + slot
                 if POLICY == _BELADY:
                     # Sooner is higher. Experts without another use are all alike.
-                    worth = (moments - tl.load(next_uses + moment)).to(tl.int64)
+                    worth = (moments - tl.load(next_uses + moment)).to(KEY)
                 else:
                     count = tl.load(keys + x) >> (id_bits + moment_bits)
                     # Once taken, an expert has one use more behind it, or one less ahead.
@@ -280,7 +279,7 @@ def priority(
                         place = block * BLOCK + lanes
                         inside = (place > 0) & (place < height) & (place != hole)
                         resident = tl.load(stacks + place, mask=inside, other=HIGHEST)
-                        inside = (lanes > 0) & (place > 1) & (place <= hole)
+                        inside = (lanes > 0) & (place > 1) & (place < hole)
                         above = tl.load(stacks + place - 1, mask=inside, other=HIGHEST)
                         arriving = tl.minimum(tl.associative_scan(above, 0, _least), carried)
                         passed = place < hole
