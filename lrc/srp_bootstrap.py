@@ -27,7 +27,9 @@ SUM_BYTES_IN_MEMORY = 1 << 25
 # Sequences that are added at a time, and how large their counts may become.
 BLOCK_SEQUENCES = 512
 BLOCK_BYTES = 1 << 26
-# Standard deviations of F1 to look at on either side of the estimate.
+# Sequences from which the spread of F1 is estimated, and how many standard deviations of it to look
+# at on either side of the estimate.
+SAMPLE = 512
 REACH = 5.0
 
 
@@ -154,8 +156,13 @@ def _step_intervals(corpus, step, used, sizes, bootstrap, confidence, seed):
     parts = [part for part, _ in used]
     # The step is sent within a tuple: clusters keep other objects apart from the task, and lose
     # them with the worker that holds them.
-    squares, sums = corpus.add_up(parts, _sums_of_squares, [((step,),)] * len(parts))
-    step = replace(step, width=REACH * np.sqrt(squares) / sums)
+    sample = ((step,), -(-SAMPLE // len(parts)))
+    squares, sums, count = corpus.add_up(parts, _sums_of_squares, [sample] * len(parts))
+    share = count / sum(size for _, size in sizes)
+    with np.errstate(invalid="ignore"):
+        deviation = np.sqrt(squares * share) / sums
+    # What the sample does not hold may spread anywhere.
+    step = replace(step, width=np.where(sums > 0, REACH * deviation, 1.0))
     in_memory = all(part.trace is not None and on_host(part.trace.experts) for part in parts)
     size = (SUM_BYTES_IN_MEMORY if in_memory else SUM_BYTES) // (8 * bootstrap)
     intervals = np.empty((2, len(step.score)))
@@ -190,21 +197,22 @@ def _blocks(first, size):
         start = stop
 
 
-def _sums_of_squares(traces, steps):
-    """What F1 gains and loses by each sequence, squared and summed, and its denominator: [2, rows].
+def _sums_of_squares(traces, steps, sample):
+    """What F1 gains and loses by each of some sequences, squared, its denominator, their number.
 
-    F1 is 2 M / D, sums over sequences both; moving a sequence's weight moves it by
-    (2 M_s - F1 D_s) / D.
+    Sums over sequences, [3, rows]. F1 is 2 M / D, sums over sequences both; moving a sequence's
+    weight moves it by (2 M_s - F1 D_s) / D.
     """
     (step,) = steps
-    sums = np.zeros((2, len(step.score)))
-    for _, counted in _counted(traces, step):
+    sums = np.zeros((3, len(step.score)))
+    for _, counted in _counted(traces, step, sample):
         activations, windows, matches = (
             host(counted[:, step.first[:-1] + column]).astype(np.float64) for column in range(3)
         )
         sizes = step.m * windows + activations
         sums[0] += ((2 * matches - step.score * sizes) ** 2).sum(axis=0)
         sums[1] += sizes.sum(axis=0)
+        sums[2] += len(sizes)
     return sums
 
 
@@ -218,12 +226,15 @@ def _resample(traces, steps, sizes, starts, bootstrap, seed):
     return None if totals is None else host(totals)
 
 
-def _counted(traces, step):
-    """Labels of some sequences that are drawn, and their columns."""
+def _counted(traces, step, sample=None):
+    """Labels of some sequences that are drawn, and their columns; of so many, or of all."""
     for trace in traces:
         block = _block_sequences(trace, step)
         labels = labels_of(trace)
         members = np.flatnonzero(_drawn(trace, step.label, max(step.segment_lengths)))
+        if sample is not None:
+            members = members[:: max(1, len(members) // max(1, sample))][:sample]
+            sample -= len(members)
         layers, layer_rows, expert_rows = _selection(trace, step)
         plan = _plan(step, layers, layer_rows, expert_rows)
         for start in range(0, len(members), block):
@@ -235,6 +246,8 @@ def _counted(traces, step):
                     *(step.segment_lengths, plan, _dtype(trace, step)),
                 ),
             )
+        if sample == 0:
+            return
 
 
 def _block_sequences(trace, step):

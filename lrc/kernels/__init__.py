@@ -12,7 +12,7 @@ from importlib import import_module
 
 import numpy as np
 
-from lrc.kernels import cpu_caches, cpu_windows
+from lrc.kernels import cpu_caches, cpu_checks, cpu_windows
 from lrc.kernels.cpu_caches import BELADY, LFU, LOOKAHEAD, LRU, STATIC
 from lrc.kernels.cpu_windows import best_resampled, bin_slices
 
@@ -128,5 +128,5 @@ def weighted_sums(weights, counts):
 def used_layers(experts) -> np.ndarray:
     """Which sequences use an expert in which layer: bool [sequences, layers], on the host."""
     if on_host(experts):
-        return (experts >= 0).any(axis=(1, 3))
+        return cpu_checks.used_layers(experts)
     return _gpu("arrays").used_layers(experts)

@@ -40,3 +40,21 @@ def first_fault(experts, lengths, num_experts):
                         return REPEATED, i, t, j, k
                     last_seen[e] = stamp
     return 0, 0, 0, 0, 0
+
+
+@njit(cache=True, nogil=True)
+def used_layers(experts):
+    """Which sequences use an expert in which layer: bool [sequences, layers].
+
+    Nearly always the first token tells.
+    """
+    num_sequences, num_tokens, num_layers, top_k = experts.shape
+    used = np.zeros((num_sequences, num_layers), np.bool_)
+    for i in range(num_sequences):
+        for j in range(num_layers):
+            t = 0
+            while t < num_tokens and not used[i, j]:
+                for k in range(top_k):
+                    used[i, j] |= experts[i, t, j, k] >= 0
+                t += 1
+    return used

@@ -1,10 +1,11 @@
 """Histograms of how often an expert is active in a window of consecutive tokens.
 
 A window that moves on by one token gains that token's experts and loses those of the token it
-leaves behind. Only experts that enter or leave are touched: a count that holds for w windows is
-booked once, with w. So the work per token grows with top_k, not with the number of experts or
-the segment length. Everything is an integer; histograms of parts of a trace add up to that of
-the whole.
+leaves behind. An expert that enters lifts its count in this window and in all that follow, until
+it leaves: so each entry adds the number of windows from there on to those "with more than so many
+activations", and each exit takes it away again. The work per token grows with top_k, not with the
+number of experts or the segment length. Everything is an integer; histograms of parts of a trace
+add up to that of the whole.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -44,16 +45,19 @@ def count_windows(experts, lengths, groups, num_groups, layers, expert_rows, seg
     """
     bins = bin_slices(segment_lengths)
     first_bins = np.array([part.start for part in bins], np.int64)
-    segment_lengths = np.asarray(segment_lengths, np.int64)
+    lengths_of_bins = np.asarray(segment_lengths, np.int64)
     shape = (num_groups, len(layers), int(expert_rows.max()) + 1, bins[-1].stop)
 
-    def work(sequences, rows, histogram):
+    def work(sequences, rows, tails):
         _count_windows(
             *(experts, lengths, groups, sequences, layers, rows),
-            *(expert_rows, segment_lengths, first_bins, histogram),
+            *(expert_rows, lengths_of_bins, first_bins, tails),
         )
 
-    return _in_threads(work, groups, shape)
+    tails = _in_threads(work, groups, shape)
+    for part in bins:
+        tails[..., part.start : part.stop - 1] -= tails[..., part.start + 1 : part.stop]
+    return tails
 
 
 def count_windows_by_position(
@@ -116,16 +120,14 @@ def count_columns(
     """
     first, low, high = plan
     columns = int((first + 3 + high - low)[first >= 0].max(initial=0))
-    bins = bin_slices(segment_lengths)
-    first_bins = np.array([part.start for part in bins], np.int64)
     segment_lengths = np.asarray(segment_lengths, np.int64)
     counted = np.zeros((len(sequences), columns), dtype)
 
     def work(part):
-        scratch = np.zeros((int(expert_rows.max()) + 1, bins[-1].stop), np.int64)
+        tails = np.zeros((int(expert_rows.max()) + 1, segment_lengths.max() + 1), np.int64)
         _count_columns(
             *(experts, lengths, sequences[part], layers, layer_rows, expert_rows),
-            *(segment_lengths, first_bins, first, low, high, scratch, counted[part]),
+            *(segment_lengths, first, low, high, tails, counted[part]),
         )
 
     _in_slices(work, len(sequences), 8)
@@ -141,43 +143,41 @@ def _count_columns(
     layer_rows,
     expert_rows,
     segment_lengths,
-    first_bins,
     first,
     low,
     high,
-    scratch,
+    tails,
     counted,
 ):
+    top_k = experts.shape[3]
+    ids = np.empty(experts.shape[1] * top_k, np.int64)
+    place = np.empty(len(expert_rows), np.uint64)
     for s in range(len(sequences)):
-        sequence = sequences[s]
-        for j in range(len(layers)):
-            part = experts[sequence, : lengths[sequence], layers[j]]
-            _count_sequence(part, expert_rows, segment_lengths, first_bins, scratch)
-            row = layer_rows[j]
-            if j + 1 < len(layers) and layer_rows[j + 1] == row:
-                continue
-            for i in range(len(segment_lengths)):
-                m = segment_lengths[i]
-                for e in range(len(scratch)):
-                    c = first[i, row, e]
+        for i in range(len(segment_lengths)):
+            m = segment_lengths[i]
+            for j in range(len(layers)):
+                length = lengths[sequences[s]]
+                _copy_ids(experts, sequences[s], length, layers[j], expert_rows, ids)
+                _count_tails(ids, length, top_k, expert_rows, m, 0, place, tails)
+                row = layer_rows[j]
+                if j + 1 < len(layers) and layer_rows[j + 1] == row:
+                    continue
+                for e in range(len(tails)):
+                    c, lowest, highest = first[i, row, e], low[i, row, e], high[i, row, e]
                     if c < 0:
                         continue
-                    histogram = scratch[e, first_bins[i] : first_bins[i] + m + 1]
-                    lowest, highest = low[i, row, e], high[i, row, e]
-                    activations = 0
-                    for f in range(1, highest):
-                        activations += f * histogram[f]
-                    windows = 0
-                    matches = 0
-                    for f in range(highest, m + 1):
-                        windows += histogram[f]
-                        matches += f * histogram[f]
-                    counted[s, c] = activations + matches
-                    counted[s, c + 1] = windows
-                    counted[s, c + 2] = matches
-                    for f in range(lowest, highest):
-                        counted[s, c + 3 + f - lowest] = histogram[f]
-            scratch[:] = 0
+                    above = 0
+                    for a in range(highest + 1, m + 1):
+                        above += tails[e, a]
+                    below = 0
+                    for a in range(1, highest + 1):
+                        below += tails[e, a]
+                    counted[s, c] = below + above
+                    counted[s, c + 1] = tails[e, highest]
+                    counted[s, c + 2] = highest * tails[e, highest] + above
+                    for a in range(lowest, highest):
+                        counted[s, c + 3 + a - lowest] = tails[e, a] - tails[e, a + 1]
+                tails[:, : m + 1] = 0
 
 
 def best_resampled(totals, first, low, high, lengths):
@@ -298,51 +298,77 @@ def _count_windows(
     expert_rows,
     segment_lengths,
     first_bins,
-    histogram,
+    tails,
 ):
+    top_k = experts.shape[3]
+    ids = np.empty(experts.shape[1] * top_k, np.int64)
+    place = np.empty(len(expert_rows), np.uint64)
     for sequence in sequences:
         for row in rows:
-            part = experts[sequence, : lengths[sequence], layers[row]]
-            booked = histogram[groups[sequence], row]
-            _count_sequence(part, expert_rows, segment_lengths, first_bins, booked)
+            length = lengths[sequence]
+            _copy_ids(experts, sequence, length, layers[row], expert_rows, ids)
+            booked = tails[groups[sequence], row]
+            for i in range(len(segment_lengths)):
+                _count_tails(
+                    ids,
+                    length,
+                    top_k,
+                    expert_rows,
+                    segment_lengths[i],
+                    first_bins[i],
+                    place,
+                    booked,
+                )
 
 
 @njit(cache=True, nogil=True)
-def _count_sequence(experts, expert_rows, segment_lengths, first_bins, booked):
-    """Book the windows of one sequence and layer: experts [tokens, top_k]."""
-    length, top_k = experts.shape
-    num_experts = len(expert_rows)
-    active = np.zeros(num_experts, np.int64)  # activations in the current window
-    since = np.zeros(num_experts, np.int64)  # first window with this many
-    for i in range(len(segment_lengths)):
-        m = segment_lengths[i]
-        zero = first_bins[i]
-        num_windows = length - m + 1
-        if num_windows < 1:
-            continue
-        for t in range(length):
-            window = max(t - m + 1, 0)
-            # Leave before entering: no count ever exceeds m, the last bin.
-            if t >= m:
-                for k in range(top_k):
-                    e = experts[t - m, k]
-                    if e >= 0:
-                        if expert_rows[e] >= 0:
-                            booked[expert_rows[e], zero + active[e]] += window - since[e]
-                        since[e] = window
-                        active[e] -= 1
-            for k in range(top_k):
-                e = experts[t, k]
-                if e >= 0:
-                    if expert_rows[e] >= 0:
-                        booked[expert_rows[e], zero + active[e]] += window - since[e]
-                    since[e] = window
-                    active[e] += 1
-        for e in range(num_experts):
-            if expert_rows[e] >= 0:
-                booked[expert_rows[e], zero + active[e]] += num_windows - since[e]
-            active[e] = 0
-            since[e] = 0
+def _copy_ids(experts, sequence, length, layer, expert_rows, ids):
+    """Experts of one sequence and layer, one after the other; -1 for those without a row."""
+    top_k = experts.shape[3]
+    for t in range(length):
+        for k in range(top_k):
+            e = experts[sequence, t, layer, k]
+            ids[t * top_k + k] = e if e >= 0 and expert_rows[e] >= 0 else -1
+
+
+@njit(cache=True, nogil=True)
+def _count_tails(ids, length, top_k, expert_rows, m, zero, place, tails):
+    """Add the windows in which an expert is active a times or more to ``tails[row, zero + a]``.
+
+    `place` is room for where the expert's count in the current window lies: tails is contiguous.
+    """
+    num_windows = length - m + 1
+    if num_windows < 1:
+        return
+    width = tails.shape[1]
+    flat = tails.reshape(-1)
+    one = np.uint64(1)
+    for e in range(len(expert_rows)):
+        if expert_rows[e] >= 0:
+            place[e] = expert_rows[e] * width + zero
+            flat[place[e]] += num_windows
+    # The first window fills up, ...
+    for i in range(m * top_k):
+        e = ids[i]
+        if e >= 0:
+            here = place[e] + one
+            place[e] = here
+            flat[here] += num_windows
+    # ... then for each token that leaves another one enters.
+    for window in range(1, num_windows):
+        left = num_windows - window
+        for k in range(top_k):
+            e = ids[(window - 1) * top_k + k]
+            if e >= 0:
+                here = place[e]
+                flat[here] -= left
+                place[e] = here - one
+        for k in range(top_k):
+            e = ids[(window + m - 1) * top_k + k]
+            if e >= 0:
+                here = place[e] + one
+                place[e] = here
+                flat[here] += left
 
 
 @njit(cache=True, nogil=True)
