@@ -293,9 +293,10 @@ def _run(part, policy, options, capacity, sizes, layers, together, carry_over, g
         [[True], (part.steps[1:] != part.steps[:-1]) | new[1:]]
     )[: part.num_requests]  # fmt: skip
     hits = np.empty(len(part.ids), np.bool_)
+    rules = cpu_replay.Rules(rule, int(capacity), decay, together, sizes, pinned)
+    resets = np.zeros_like(new) if carry_over else new
     cpu_replay.replay(
-        part.ids, gains, part.starts, np.cumsum(steps), np.zeros_like(new) if carry_over else new,
-        sizes, capacity, rule, decay, options.get("seed", 0), pinned, together,
+        part.ids, gains, part.starts, np.cumsum(steps), resets, rules, options.get("seed", 0),
         *guessed, hits, fate,
     )  # fmt: skip
     return hits
