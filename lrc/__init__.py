@@ -27,6 +27,7 @@ _LAZY: dict[str, str] = {
     "ModelError": "lrc.models",
     "Recorder": "lrc.recorder",
     "examine": "lrc.doctor",
+    "Offloader": "lrc.offload",
     "load_model": "lrc.models",
     "load_routes": "lrc.importers",
     "measure": "lrc.measuring",

@@ -225,9 +225,11 @@ def replay(
     check_level(level, LEVELS)
     if replay not in CONTRACTS:
         raise LrcError(f"replay is {replay!r}, but must be one of {', '.join(CONTRACTS)}")
-    options = _checked_options(policy, options, trace)
+    options = checked_options(policy, options, trace.weights is not None)
     sizes = expert_sizes(trace, expert_bytes)
-    capacities, in_bytes = _capacities(trace, cache_size, budget_bytes, level, sizes)
+    capacities, in_bytes = checked_capacities(
+        trace.num_layers, cache_size, budget_bytes, level, sizes
+    )
     if replay == "paper":
         if (
             in_bytes
@@ -278,28 +280,37 @@ def replay(
 
 def _run(part, policy, options, capacity, sizes, layers, together, carry_over, guessed, fate):
     """Hits of one cache."""
-    rule = POLICIES[policy].rule
-    gains, decay = np.ones(len(part.ids)), 1.0
-    if policy == "lfu_decay":
-        decay = 0.5 ** (1 / options["half_life"])
-    elif policy == "score":
-        gains, decay = options["alpha"] * part.weights.astype(np.float64), 1 - options["alpha"]
-    pinned = np.zeros(len(sizes), np.bool_)
-    if "fit" in options:
-        share = int(options.get("share", 1.0) * capacity)
-        pinned = _most_used(options["fit"], layers, sizes, share)
+    rules = rules_of(policy, options, capacity, sizes, layers, together)
+    gains = np.ones(len(part.ids))
+    if policy == "score":
+        gains = options["alpha"] * part.weights.astype(np.float64)
     new = np.concatenate([[True], part.sequences[1:] != part.sequences[:-1]])[: part.num_requests]
     steps = np.concatenate(
         [[True], (part.steps[1:] != part.steps[:-1]) | new[1:]]
     )[: part.num_requests]  # fmt: skip
     hits = np.empty(len(part.ids), np.bool_)
-    rules = cpu_replay.Rules(rule, int(capacity), decay, together, sizes, pinned)
     resets = np.zeros_like(new) if carry_over else new
     cpu_replay.replay(
         part.ids, gains, part.starts, np.cumsum(steps), resets, rules, options.get("seed", 0),
         *guessed, hits, fate,
     )  # fmt: skip
     return hits
+
+
+def rules_of(policy, options, capacity, sizes, layers, together=True) -> cpu_replay.Rules:
+    """What the kernel is told of one cache; `options` are checked."""
+    decay = 1.0
+    if policy == "lfu_decay":
+        decay = 0.5 ** (1 / options["half_life"])
+    elif policy == "score":
+        decay = 1.0 - options["alpha"]
+    pinned = np.zeros(len(sizes), np.bool_)
+    if "fit" in options:
+        share = int(options.get("share", 1.0) * capacity)
+        pinned = _most_used(options["fit"], layers, sizes, share)
+    return cpu_replay.Rules(
+        POLICIES[policy].rule, int(capacity), float(decay), together, sizes, pinned
+    )
 
 
 def _most_used(fit, layers, sizes, room):
@@ -347,7 +358,8 @@ def _whole_steps(asked: Requests) -> Requests:
     )
 
 
-def _checked_options(policy, options, trace):
+def checked_options(policy: str, options: dict, weighted: bool) -> dict:
+    """Parameters of a policy, complete, or `LrcError`; `weighted`: router weights are known."""
     if policy not in POLICIES:
         raise LrcError(f"policy is {policy!r}, but must be one of {', '.join(POLICIES)}")
     known = POLICIES[policy].options
@@ -357,7 +369,7 @@ def _checked_options(policy, options, trace):
             raise LrcError(f"policy {policy!r} has no parameter {name!r}; it {takes}")
         if name == "fit":
             check_trace(value)
-    if policy == "score" and trace.weights is None:
+    if policy == "score" and not weighted:
         raise LrcError("policy 'score' needs router weights, and the trace has none")
     options = {**known, **options}
     missing = [name for name, value in options.items() if value is None]
@@ -391,7 +403,7 @@ def expert_sizes(trace, expert_bytes):
     return np.broadcast_to(sizes.astype(np.int64), trace.num_layers).copy()
 
 
-def _capacities(trace, cache_size, budget_bytes, level, sizes):
+def checked_capacities(num_layers, cache_size, budget_bytes, level, sizes):
     """Capacity of every cache, a list of int, and whether it is in bytes."""
     if (cache_size is None) == (budget_bytes is None):
         raise LrcError("give either cache_size (slots) or budget_bytes, and not both")
@@ -402,7 +414,7 @@ def _capacities(trace, cache_size, budget_bytes, level, sizes):
             "budget_bytes needs the bytes of one expert, which the trace does not say: give "
             "expert_bytes"
         )
-    caches = 1 if level == "model" else trace.num_layers
+    caches = 1 if level == "model" else num_layers
     given = np.asarray(value)
     if given.dtype.kind not in "iu" or given.ndim > 1 or given.size not in (1, caches):
         raise LrcError(
@@ -411,7 +423,7 @@ def _capacities(trace, cache_size, budget_bytes, level, sizes):
     capacities = np.broadcast_to(given.astype(np.int64), caches)
     if in_bytes and given.ndim == 0:
         capacities = capacities // caches
-    least = sizes if in_bytes else np.ones(trace.num_layers, np.int64)
+    least = sizes if in_bytes else np.ones(num_layers, np.int64)
     least = least.min(keepdims=True) if level == "model" else least
     if (capacities < least).any():
         raise LrcError(
