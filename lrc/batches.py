@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lrc.corpora import SequenceStream
+from lrc.corpora.packing import padded
 from lrc.errors import RecordError
 
 # Fields of a batch that are no input of the model, or would only cost time.
@@ -124,10 +125,7 @@ def _pad(sequences: list) -> Batch:
                 ids = ids[np.asarray(item["attention_mask"]) != 0]
             labels += [item[key] for key in _LABELS if item.get(key) is not None][:1]
         rows.append(ids)
-    lengths = np.array([len(ids) for ids in rows])
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    tokens = np.zeros(mask.shape, np.int64)
-    tokens[mask] = np.concatenate(rows)
+    tokens, mask = padded(rows)
     inputs = _tokens(tokens)
     if not mask.all():
         inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -87,6 +87,15 @@ def language_head(tokenizer) -> np.ndarray:
     opening = tokenizer([""])["input_ids"][0][:1] if language else []
     is_language = opening == [tokenizer.convert_tokens_to_ids(language)] if opening else False
     return np.asarray(opening if is_language else [], np.int32)
+
+
+def padded(rows: Sequence, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return token ids of different length as one array, filled up on the right, and its mask."""
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    tokens = np.full(mask.shape, fill, np.int64)
+    tokens[mask] = np.concatenate(rows)
+    return tokens, mask
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from lrc.corpora.corpus_sequences import Sequences, SequenceStream
-from lrc.corpora.packing import CorpusError, language_head
+from lrc.corpora.packing import CorpusError, language_head, padded
 
 MASKED_SPANS = 32
 """Masked tokens of a sequence, as the paper's program sets them; its text says 64."""
@@ -287,13 +287,9 @@ def _sentinels(tokenizer, count: int) -> np.ndarray:
     return np.array([vocabulary[name] for name in names])
 
 
-def _padded(rows: Sequence, name: str, padding: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of different length as one array, filled up on the right, and its mask."""
-    rows = [np.asarray(row, np.int64) for row in rows]
-    lengths = np.array([len(row) for row in rows])
-    if not lengths.all():
-        raise CorpusError(f"{name} {int(np.argmin(lengths))} is empty: leave the pair out")
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    filled = np.full(mask.shape, padding, np.int64)
-    filled[mask] = np.concatenate(rows)
+def _padded(rows: Sequence, name: str, fill: int) -> tuple[np.ndarray, np.ndarray]:
+    empty = next((number for number, row in enumerate(rows) if not len(row)), None)
+    if empty is not None:
+        raise CorpusError(f"{name} {empty} is empty: leave the pair out")
+    filled, mask = padded(rows, fill)
     return filled, mask.astype(np.int64)
