@@ -230,7 +230,8 @@ class Trace:
         Parameters
         ----------
         sequences, layers : int, slice, sequence of int or boolean mask, optional
-            What to keep, in that order (default: all). ``meta["layers"]`` follows.
+            What to keep, in that order (default: all). Lists in ``meta`` that have an entry for
+            each sequence (``prompt_tokens``) or layer (``layers``, ``expert_bytes``) follow.
         datasets : str or sequence of str, optional
             Keep only sequences of these datasets (after `sequences`).
 
@@ -261,8 +262,8 @@ class Trace:
                 chosen = parts[name][:, :, columns]
                 on_host = isinstance(chosen, np.ndarray)
                 parts[name] = np.ascontiguousarray(chosen) if on_host else chosen.contiguous()
-            if isinstance(meta.get("layers"), list) and len(meta["layers"]) == self.num_layers:
-                meta["layers"] = [meta["layers"][column] for column in columns]
+            _follow(meta, ("layers", "expert_bytes"), columns, self.num_layers)
+        _follow(meta, ("prompt_tokens",), rows, self.num_sequences)
         return self._adopt(parts.pop("experts"), self.num_experts, meta=meta, **parts)
 
     def equals(self, other: "Trace") -> bool:
@@ -324,7 +325,8 @@ def concat_traces(traces: Sequence[Trace]) -> Trace:
     ----------
     traces : sequence of Trace
         With the same layers, top_k and num_experts; shorter ones are padded. An optional array
-        (labels, token ids, weights) must be in all of them or in none. `meta` is the first's.
+        (labels, token ids, weights) must be in all of them or in none. `meta` is the first's, but
+        for ``prompt_tokens`` of each sequence, which are kept where all traces have them.
 
     Returns
     -------
@@ -357,7 +359,13 @@ def concat_traces(traces: Sequence[Trace]) -> Trace:
             fill = 0 if name == "weights" else -1
             arrays = [_padded(array, num_tokens, fill) for array in arrays]
         parts[name] = np.concatenate(arrays)
-    return Trace._adopt(parts.pop("experts"), first.num_experts, meta=dict(first.meta), **parts)
+    meta = dict(first.meta)
+    if isinstance(meta.get("prompt_tokens"), list):
+        prompts = [trace.meta.get("prompt_tokens") for trace in traces]
+        meta.pop("prompt_tokens")
+        if all(isinstance(prompt, list) for prompt in prompts):
+            meta["prompt_tokens"] = [count for prompt in prompts for count in prompt]
+    return Trace._adopt(parts.pop("experts"), first.num_experts, meta=meta, **parts)
 
 
 def _padded(array, num_tokens, fill):
@@ -365,6 +373,13 @@ def _padded(array, num_tokens, fill):
         return array
     widths = [(0, 0), (0, num_tokens - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
     return np.pad(array, widths, constant_values=fill)
+
+
+def _follow(meta, names, kept, size):
+    """Keep of lists with `size` entries those that are kept of what they tell of."""
+    for name in names:
+        if isinstance(meta.get(name), list) and len(meta[name]) == size:
+            meta[name] = [meta[name][place] for place in kept.tolist()]
 
 
 def _plural(count, noun):

@@ -499,3 +499,18 @@ def test_examples_in_docstrings():
     module = sys.modules["lrc.trace"]
     assert doctest.testmod(module).failed == 0
     assert doctest.testmod(module).attempted > 0
+
+
+def test_lists_in_meta_follow_what_is_selected_and_joined():
+    experts = np.zeros((3, 4, 2, 1), np.int16)
+    meta = {"prompt_tokens": [1, 2, 3], "expert_bytes": [10, 20], "layers": ["a", "b"], "note": "x"}
+    trace = Trace(experts, 5, meta=meta)
+    part = trace.select([2, 0], layers=[1])
+    assert part.meta == {
+        "prompt_tokens": [3, 1], "expert_bytes": [20], "layers": ["b"], "note": "x"
+    }  # fmt: skip
+    assert trace.select(slice(1)).meta["expert_bytes"] == [10, 20]
+    joined = concat_traces([trace, trace.select([1])])
+    assert joined.meta["prompt_tokens"] == [1, 2, 3, 2]
+    bare = Trace(experts, 5)
+    assert "prompt_tokens" not in concat_traces([trace, bare]).meta
