@@ -17,12 +17,16 @@ RUN   := .venv/bin/python
 # Which Python to set .venv up with; name another one as `make PYTHON=/usr/bin/python3.12 book`.
 PYTHON ?=
 
-.PHONY: help book test notebooks lock clean
+# A checkout of the paper's scripts for `make bench` to measure against; see benchmarks.
+PAPER ?=
+
+.PHONY: help book test notebooks bench lock clean
 
 help:
 	@echo 'make book       run every notebook and build the book: _build/html/index.html'
 	@echo 'make test       ruff, unit tests, and every notebook against its committed outputs'
 	@echo 'make notebooks  run every notebook and rewrite its committed outputs'
+	@echo 'make bench      time the measures and write book/benchmarks.md; PAPER=FOLDER of the scripts'
 	@echo 'make lock       write the versions now in .venv to constraints.txt'
 	@echo 'make clean      remove what was built; .venv stays'
 
@@ -37,6 +41,9 @@ test: $(TESTED)
 	@$(RUN) -m ruff format --check --quiet . \
 	  || { echo 'Not formatted; run: $(RUN) -m ruff format .'; exit 1; }
 	@$(RUN) -m pytest
+
+bench: $(TESTED)
+	@$(RUN) -m benchmarks $(if $(PAPER),--paper '$(PAPER)')
 
 # A CPU-only torch calls itself 2.x.y+cpu, which other machines could not install; its CUDA
 # libraries follow from torch itself.

@@ -31,7 +31,10 @@ NONE = -1
 
 @intrinsic
 def _find(typingctx, keys, num_places, rises, num_rises, step, uses, num_uses, found):
-    """Raise the keys that are in `rises` by a step; count the `uses` by place in `found`."""
+    """Raise the keys that are in `rises` by a step; count the `uses` by place in `found`.
+
+    There are rows for a multiple of `TOGETHER` rises and uses.
+    """
 
     def code(context, builder, signature, args):
         _, num_places, _, num_rises, step, _, num_uses, _ = args
@@ -40,21 +43,29 @@ def _find(typingctx, keys, num_places, rises, num_rises, step, uses, num_uses, f
         )
         vector = keys.type.pointee
         step, none = simd.splat(builder, step, vector), simd.constant(vector, 0)
-        current = cgutils.alloca_once(builder, vector)
+        count = cgutils.alloca_once(builder, vector)
+
+        def number_of(key, rows, num_rows, counted):
+            """How many of the rows are the key, and those counted before."""
+            builder.store(counted, count)
+            with simd.by_steps(builder, num_rows, TOGETHER) as first:
+                counted = builder.load(count)
+                for i in range(TOGETHER):
+                    row = simd.load(builder, rows, builder.add(first, simd.index(i)))
+                    same = builder.icmp_signed("==", key, row)
+                    counted = builder.sub(counted, builder.sext(same, vector))
+                builder.store(counted, count)
+            return builder.load(count)
+
         with cgutils.for_range(builder, num_places) as place:
-            builder.store(simd.load(builder, keys, place.index), current)
-            with cgutils.for_range(builder, num_rises) as rise:
-                key = builder.load(current)
-                same = builder.icmp_signed("==", key, simd.load(builder, rises, rise.index))
-                builder.store(builder.add(key, builder.select(same, step, none)), current)
-            key = builder.load(current)
+            key = simd.load(builder, keys, place.index)
+            # 0 or 1; all bits, to choose with, where it is 1.
+            rising = builder.neg(number_of(key, rises, num_rises, none))
+            key = builder.add(key, builder.and_(rising, step))
             simd.store(builder, key, keys, place.index)
-            builder.store(simd.load(builder, found, place.index), current)
-            with cgutils.for_range(builder, num_uses) as use:
-                same = builder.icmp_signed("==", key, simd.load(builder, uses, use.index))
-                count = builder.sub(builder.load(current), builder.sext(same, vector))
-                builder.store(count, current)
-            simd.store(builder, builder.load(current), found, place.index)
+            counted = simd.load(builder, found, place.index)
+            counted = number_of(key, uses, num_uses, counted)
+            simd.store(builder, counted, found, place.index)
         return context.get_dummy_value()
 
     arguments = (keys, types.intp, rises, types.intp, keys.dtype, uses, types.intp, found)
@@ -76,8 +87,7 @@ def _sink(typingctx, keys, num_places, uses, carried, num_uses):
         vector = keys.type.pointee
         none = simd.constant(vector, 0)
         in_hand = [cgutils.alloca_once(builder, vector) for _ in range(TOGETHER)]
-        by = {"start": simd.index(0), "stop": num_uses, "step": simd.index(TOGETHER), "inc": True}
-        with cgutils.for_range_slice(builder, **by, intp=num_uses.type) as (first, _):
+        with simd.by_steps(builder, num_uses, TOGETHER) as first:
             leaving = []
             for i, slot in enumerate(in_hand):
                 use = builder.add(first, simd.index(i))
@@ -188,37 +198,29 @@ def _replay_group(
     uses = np.full((width, LANES), NONE, keys.dtype)
     carried = np.zeros((width, LANES), keys.dtype)
     tops = np.zeros(LANES, keys.dtype)
-    key_of = np.zeros((num_caches, num_places), keys.dtype)
+    # One more, of no expert: what is on top of an empty stack.
+    key_of = np.zeros((num_caches, num_places + 1), keys.dtype)
+    last_used = np.full(LANES, num_places, np.int64)
     moments, height = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
-    one = 1 << moment_bits
-    longest = lengths.max()
+    one, longest = 1 << moment_bits, lengths.max()
     sooner = np.empty((num_caches, longest * columns + 1 if backwards else 0), keys.dtype)
     for lane in range(num_caches if backwards else 0):
         rows = experts[first_rows[lane] : first_rows[lane] + lengths[lane], first_columns[lane] :]
         _look_back(rows, ids, key_of[lane], sooner[lane])
-    most_rises = 0
     for t in range(min(ahead, longest)):
         _enter(t, experts, lengths, first_rows, first_columns, ids, one, key_of, rises)
     for t in range(longest):
-        if ahead >= 0:
-            most_rises = _enter(
-                t + ahead, experts, lengths, first_rows, first_columns, ids, one, key_of, rises
-            )
-        most_uses, places = _use(
+        if 0 <= ahead < longest - t:
+            _enter(t + ahead, experts, lengths, first_rows, first_columns, ids, one, key_of, rises)
+        _use(
             *(t, experts, lengths, first_rows, first_columns, ids, one, one * priority_step),
-            *(sooner, key_of, moments, height, uses, carried, tops),
+            *(sooner, key_of, last_used, moments, height, uses, carried, tops),
         )
-        _find(keys, places, rises, most_rises, one, uses, most_uses, found)
-        for lane in range(num_caches):
-            top = keys[0, lane]
-            if tops[lane] == 0:
-                tops[lane] = top
-            elif uses[0, lane] != top:
-                carried[0, lane] = top
-            # An expert that is on top already leaves nothing to carry.
-        _sink(keys[1:], places - 1, uses, carried, most_uses)
-        for lane in range(num_caches):
-            keys[0, lane] = tops[lane]
+        places = height.max()
+        num_rises = columns if 0 <= ahead < longest - t else 0
+        _find(keys, places, rises, num_rises, one, uses, columns, found)
+        _sink(keys[1:], places - 1, uses, carried, columns)
+        keys[0] = tops
     for lane in range(num_caches):
         for place in range(height[lane]):
             # The n-th distinct expert is charged to depth n.
@@ -227,32 +229,22 @@ def _replay_group(
 
 @njit(cache=True, nogil=True)
 def _enter(t, experts, lengths, first_rows, first_columns, ids, one, key_of, rises):
-    """Token t comes into view: raise its keys, list those in the stack as they were.
-
-    Returns
-    -------
-    int
-        The most that a lane lists.
-    """
-    most = 0
+    """Token t comes into view: raise its keys, list those in the stack as they were."""
     for lane in range(np.uintp(len(lengths))):
-        n = np.uintp(0)
-        if t < lengths[lane]:
-            token = experts[np.uintp(first_rows[lane] + t), first_columns[lane] :]
-            key = key_of[lane]
-            for j in range(np.uintp(len(ids))):
-                if token[j] >= 0:
-                    x = np.uintp(ids[j] + token[j])
-                    old = key[x]
-                    key[x] = old + one
-                    rises[n, lane] = old
-                    # A key without a moment is not in the stack yet.
-                    if old & (one - 1):
-                        n += np.uintp(1)
-        most = max(most, np.intp(n))
-        for j in range(n, np.uintp(len(rises))):
-            rises[j, lane] = NONE
-    return most
+        if t >= lengths[lane]:
+            rises[:, lane] = NONE
+            continue
+        token = experts[np.uintp(first_rows[lane] + t), first_columns[lane] :]
+        key = key_of[lane]
+        for j in range(np.uintp(len(ids))):
+            raised = NONE
+            if token[j] >= 0:
+                x = np.uintp(ids[j] + token[j])
+                old = key[x]
+                key[x] = old + one
+                # A key without a moment is not in the stack yet.
+                raised = old if old & (one - 1) else NONE
+            rises[j, lane] = raised
 
 
 @njit(cache=True, nogil=True)
@@ -267,52 +259,45 @@ def _use(
     step,
     sooner,
     key_of,
+    last_used,
     moments,
     height,
     uses,
     carried,
     tops,
 ):
-    """Token t is used: list the keys of its experts, and of those that they push down.
-
-    Returns
-    -------
-    int
-        The most uses of a lane.
-    int
-        Places of the highest stack.
-    """
-    most = places = 0
+    """Token t is used: list the keys of its experts, and of those that they push down."""
     kept = -one if step else 0
     for lane in range(np.uintp(len(lengths))):
-        n, top = np.uintp(0), 0
-        if t < lengths[lane]:
-            token = experts[np.uintp(first_rows[lane] + t), first_columns[lane] :]
-            key = key_of[lane]
-            moment = moments[lane]
-            for j in range(np.uintp(len(ids))):
-                if token[j] >= 0:
-                    x = np.uintp(ids[j] + token[j])
-                    moment += 1
-                    old = key[x]
-                    new = (old & kept) + step + moment
-                    if sooner.size:
-                        new = sooner[lane, np.uintp(moment)]
-                    key[x] = new
-                    first_use = (old & (one - 1)) == 0
-                    height[lane] += first_use
-                    uses[n, lane] = NONE if first_use else old
-                    carried[n, lane] = top
-                    top = new
-                    n += np.uintp(1)
-            moments[lane] = moment
-        tops[lane] = top
-        most = max(most, np.intp(n))
-        places = max(places, height[lane])
-        for j in range(n, np.uintp(len(uses))):
-            uses[j, lane] = NONE
-            carried[j, lane] = 0
-    return most, places
+        if t >= lengths[lane]:
+            uses[:, lane] = NONE
+            carried[:, lane] = 0
+            continue
+        token = experts[np.uintp(first_rows[lane] + t), first_columns[lane] :]
+        key = key_of[lane]
+        moment, last, first_uses = moments[lane], last_used[lane], 0
+        top = np.intp(key[last])
+        for j in range(np.uintp(len(ids))):
+            leaves, pushed = NONE, 0
+            if token[j] >= 0:
+                last = ids[j] + token[j]
+                x = np.uintp(last)
+                moment += 1
+                old = np.intp(key[x])
+                new = (old & kept) + step + moment
+                if sooner.size:
+                    new = np.intp(sooner[lane, np.uintp(moment)])
+                key[x] = new
+                is_first = (old & (one - 1)) == 0
+                first_uses += is_first
+                leaves = NONE if is_first else old
+                # An expert that is on top already leaves nothing to carry.
+                pushed = 0 if old == top else top
+                top = new
+            uses[j, lane] = leaves
+            carried[j, lane] = pushed
+        moments[lane], last_used[lane], tops[lane] = moment, last, top
+        height[lane] += first_uses
 
 
 @njit(cache=True, nogil=True)

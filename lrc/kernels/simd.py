@@ -4,9 +4,12 @@ Functions that emit code, for use in `numba.extending.intrinsic`. A vector is as
 of an array [rows, width]; LLVM splits it into whatever registers the machine has.
 """
 
+from contextlib import contextmanager
+
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 _INDEX = ir.IntType(types.intp.bitwidth)
 _LANE = ir.IntType(32)
@@ -65,3 +68,11 @@ def min_max(builder, a, b):
     """The lower and the higher of two vectors, lane by lane."""
     lower = builder.icmp_signed("<", a, b)
     return builder.select(lower, a, b), builder.select(lower, b, a)
+
+
+@contextmanager
+def by_steps(builder, stop, step):
+    """Loop over 0, step, ... below `stop`."""
+    bounds = (index(0), stop, index(step))
+    with cgutils.for_range_slice(builder, *bounds, intp=stop.type, inc=True) as (first, _):
+        yield first
