@@ -44,14 +44,14 @@ def synthetic(sequences, tokens, layers, experts, top_k, datasets=2, seed=0, sta
 
 
 def ours(trace, bootstrap):
-    """The six tables, from six calls."""
-    return {
-        (level, by_dataset): lrc.srp(
-            trace, SEGMENT_LENGTHS, level=level, by_dataset=by_dataset, bootstrap=bootstrap
-        )
-        for level in LEVELS
-        for by_dataset in (False, True)
-    }
+    """The six tables, from two calls."""
+    tables = {}
+    for by_dataset in (False, True):
+        options = {"level": LEVELS, "by_dataset": by_dataset, "bootstrap": bootstrap}
+        table = lrc.srp(trace, SEGMENT_LENGTHS, **options)
+        for level in LEVELS:
+            tables[level, by_dataset] = table[table.level == level]
+    return tables
 
 
 def prepare(trace, checkout, folder):
@@ -128,7 +128,7 @@ def compare(mine, paper):
         other = paper[key].rename(
             columns={"seg_len": "segment_length", "layer_idx": "layer", "expert_idx": "expert"}
         )
-        keys = [c for c in ("dataset", "layer", "expert", "segment_length") if c in table]
+        keys = ["segment_length"] + [c for c in ("dataset", "layer", "expert") if c in other]
         both = table.merge(other.astype({k: table[k].dtype for k in keys}), on=keys)
         worst = max(worst, float((both.srp - both.best_f1).abs().max()))
         rows, found = rows + len(table), found + len(both)

@@ -157,17 +157,22 @@ def exact_product(counts, weights: np.ndarray) -> np.ndarray:
     """
     if not on_host(counts):
         return weighted_sums(weights, counts).T
-    largest = counts.max(axis=1, initial=0).astype(np.float64)
-    small = (weights.astype(np.float64) @ largest).max(initial=0) < 2**24
-    dtype = np.float32 if small else np.float64
-    return counts.T.astype(dtype, copy=False) @ weights.T.astype(dtype, copy=False)
+    draws = weights.sum(axis=1, dtype=np.float64).max(initial=0)
+    small = draws * counts.max(axis=0, initial=0) < 2**24
+    if small.all():
+        return counts.T.astype(np.float32, copy=False) @ weights.T
+    product = np.empty((counts.shape[1], len(weights)))
+    for columns, dtype in ((small, np.float32), (~small, np.float64)):
+        product[columns] = counts[:, columns].T.astype(dtype) @ weights.T.astype(dtype)
+    return product
 
 
 def exact_sum(total, more):
     """Sum of two results of `exact_product`, the first of which may not be there yet."""
     if total is None or not on_host(more):
         return more if total is None else total + more
-    return np.add(total, more, dtype=np.float64)
+    # The first sum is a new array; those that follow go into it.
+    return np.add(total, more, out=total if total.dtype == np.float64 else None, dtype=np.float64)
 
 
 def mirrored_interval(

@@ -25,6 +25,7 @@ from lrc.arguments import (
     checked_segment_lengths,
     dataset_groups,
     dataset_labels,
+    once,
 )
 from lrc.bootstrap import check_bootstrap
 from lrc.kernels import count_windows_by_position, host
@@ -38,7 +39,7 @@ def srp(
     source: Trace | str | PathLike | list,
     segment_lengths=SEGMENT_LENGTHS,
     *,
-    level: str = "model",
+    level: str | tuple[str, ...] = "model",
     by_dataset: bool = False,
     bootstrap: int = 0,
     confidence: float = 0.95,
@@ -55,7 +56,9 @@ def srp(
     segment_lengths : int or sequence of int
         Window lengths m in tokens, each at least 1.
     level : {"model", "layer", "expert"}
-        Which experts share one threshold: those of all layers, of a layer, or each its own.
+        Which experts share one threshold: those of all layers, of a layer, or each its own. Or
+        several of these, which takes little longer than the finest of them: the table then has a
+        column ``level`` first, and no layer or expert (``<NA>``) where they are pooled.
     by_dataset : bool
         Measure each dataset by itself rather than all sequences pooled.
     bootstrap : int
@@ -94,13 +97,19 @@ def srp(
     0               2  0.8         1.5        3
     """
     check_bootstrap(bootstrap, confidence)
-    check_level(level, LEVELS)
+    levels = (level,) if isinstance(level, str) else once(list(level), "level")
+    for name in levels or (level,):
+        check_level(name, LEVELS)
     segment_lengths = checked_segment_lengths(segment_lengths)
     with Corpus(source) as corpus:
-        counts = count_corpus(corpus, segment_lengths, level, dataset_labels(corpus, by_dataset))
-        if not bootstrap:
-            return counts.table()
-        return counts.table(srp_intervals(corpus, counts, bootstrap, confidence, seed))
+        finest = max(levels, key=LEVELS.index)
+        counts = count_corpus(corpus, segment_lengths, finest, dataset_labels(corpus, by_dataset))
+        counts = [counts.at(name) for name in levels]
+        intervals = [None] * len(levels)
+        if bootstrap:
+            intervals = srp_intervals(corpus, counts, bootstrap, confidence, seed)
+    tables = [c.table(ends) for c, ends in zip(counts, intervals, strict=True)]
+    return tables[0] if isinstance(level, str) else _stacked(dict(zip(levels, tables, strict=True)))
 
 
 def srp_by_position(
@@ -162,3 +171,12 @@ def srp_by_position(
                 keys |= {"segment_length": m, "start": np.arange(len(score))}
                 frames[g, layer, i] = pd.DataFrame(keys | {"srp": score, "size_ratio": size_ratio})
     return pd.concat([frames[key] for key in sorted(frames)], ignore_index=True)
+
+
+def _stacked(tables):
+    """Tables of several levels as one, with the columns of the finest."""
+    finest = max(tables, key=LEVELS.index)
+    columns = ["level", *tables[finest].columns]
+    stacked = pd.concat([table.assign(level=level) for level, table in tables.items()])
+    kinds = {name: "Int64" for name in ("layer", "expert") if name in columns}
+    return stacked[columns].astype({"level": "str"} | kinds).reset_index(drop=True)

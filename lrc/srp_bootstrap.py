@@ -18,18 +18,18 @@ import numpy as np
 from lrc.bootstrap import Dealer, exact_product, exact_sum, mirrored_interval, strata_of_parts
 from lrc.kernels import best_resampled, block_bytes, count_columns, host, on_host
 from lrc.shards import Corpus, is_of, labels_of
-from lrc.window_counts import WindowCounts, best_router
+from lrc.window_counts import LEVELS, WindowCounts, best_router
 
 # Size of the sums of a step. Files are read again for each step; what is in memory is looked at in
 # steps that suit the processor's cache.
 SUM_BYTES = 1 << 28
-SUM_BYTES_IN_MEMORY = 1 << 25
+SUM_BYTES_IN_MEMORY = 1 << 27
 # Sequences that are added at a time, and how large their counts may become.
 BLOCK_SEQUENCES = 512
 BLOCK_BYTES = 1 << 26
 # Sequences from which the spread of F1 is estimated, and how many standard deviations of it to look
 # at on either side of the estimate.
-SAMPLE = 512
+SAMPLE = 256
 REACH = 5.0
 
 
@@ -41,18 +41,17 @@ class _Step:
     ----------
     label : str
         Dataset, or "" for all.
-    level : str
     segment_lengths : tuple of int
         Of which the same sequences have windows.
-    segment, layer, expert : int64 arrays [rows]
-        Places of the rows, the first among `segment_lengths`.
+    level, segment, layer, expert : int64 arrays [rows]
+        Places of the rows, among `LEVELS`, `segment_lengths`, layers and experts.
     score, width : float64 arrays [rows]
         F1 of the estimate, and how far from it.
     """
 
     label: str
-    level: str
     segment_lengths: tuple[int, ...]
+    level: np.ndarray
     segment: np.ndarray
     layer: np.ndarray
     expert: np.ndarray
@@ -60,7 +59,7 @@ class _Step:
     width: np.ndarray
 
     def select(self, rows) -> "_Step":
-        names = ("segment", "layer", "expert", "score", "width")
+        names = ("level", "segment", "layer", "expert", "score", "width")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     @property
@@ -85,48 +84,59 @@ class _Step:
 
 
 def srp_intervals(
-    corpus: Corpus, counts: WindowCounts, bootstrap: int, confidence: float, seed: int
-) -> np.ndarray:
-    """Intervals of `lrc.srp`.
+    corpus: Corpus, levels: list[WindowCounts], bootstrap: int, confidence: float, seed: int
+) -> list[np.ndarray]:
+    """Intervals of `lrc.srp`, at several levels at once.
 
     Parameters
     ----------
     corpus : Corpus
-    counts : WindowCounts
-        Of the corpus.
+    levels : list of WindowCounts
+        Of the corpus: alike, but for their levels.
     bootstrap, confidence, seed
         As in `lrc.srp`.
 
     Returns
     -------
-    float array [2, datasets, layers, experts, segment_lengths]
-        Lower and upper ends; NaN where there are no windows.
+    list of float array [2, datasets, layers, experts, segment_lengths]
+        For each level lower and upper ends; NaN where there are no windows.
     """
-    lengths = counts.segment_lengths
-    scores = [best_router(counts.histogram(i))[0] for i in range(len(lengths))]
-    score = np.stack(scores, axis=-1)  # [datasets, layers, experts, segment_lengths]
-    intervals = np.full((2, *score.shape), np.nan)
-    # What is never active scores 0 in every resample.
-    intervals[:, np.broadcast_to(counts.windows[:, None, None] > 0, score.shape)] = 0
-    parts = corpus.parts
-    for g, label in enumerate(counts.datasets):
-        for chosen, sizes, starts in _members(corpus, parts, label, lengths):
-            layer, expert, segment = np.nonzero(score[g][..., chosen])
-            if not len(segment):
+    lengths = levels[0].segment_lengths
+    intervals, scores = [], []
+    for counts in levels:
+        parts = [best_router(counts.histogram(i))[0] for i in range(len(lengths))]
+        scores.append(np.stack(parts, axis=-1))  # [datasets, layers, experts, segment_lengths]
+        intervals.append(np.full((2, *scores[-1].shape), np.nan))
+        # What is never active scores 0 in every resample.
+        there = counts.windows[:, None, None] > 0
+        intervals[-1][:, np.broadcast_to(there, scores[-1].shape)] = 0
+    for g, label in enumerate(levels[0].datasets):
+        for chosen, sizes, starts in _members(corpus, label, lengths):
+            rows = []
+            for number, (counts, score) in enumerate(zip(levels, scores, strict=True)):
+                layer, expert, segment = np.nonzero(score[g][..., chosen])
+                level = np.full(len(layer), LEVELS.index(counts.level))
+                f1 = score[g][..., chosen][layer, expert, segment]
+                rows.append((np.full(len(layer), number), level, segment, layer, expert, f1))
+            number, level, segment, layer, expert, f1 = map(np.concatenate, zip(*rows, strict=True))
+            if not len(f1):
                 continue
-            place = (g, layer, expert, np.array(chosen)[segment])
             step = _Step(
-                *(label, counts.level, tuple(lengths[i] for i in chosen)),
-                *(segment, layer, expert, score[place], np.zeros(len(segment))),
+                *(label, tuple(lengths[i] for i in chosen)),
+                *(level, segment, layer, expert, f1, np.zeros(len(f1))),
             )
-            used = [(part, start) for part, start in zip(parts, starts, strict=True) if start]
-            intervals[:, *place] = _step_intervals(
-                *(corpus, step, used, sizes, bootstrap, confidence, seed)
-            )
+            used = [
+                (part, start) for part, start in zip(corpus.parts, starts, strict=True) if start
+            ]
+            ends = _step_intervals(corpus, step, used, sizes, bootstrap, confidence, seed)
+            for n, goal in enumerate(intervals):
+                mine = number == n
+                place = (layer[mine], expert[mine], np.array(chosen)[segment[mine]])
+                goal[:, g, *place] = ends[:, mine]
     return intervals
 
 
-def _members(corpus, parts, label, lengths):
+def _members(corpus, label, lengths):
     """Which sequences segment lengths draw from: those of the dataset that have a window.
 
     Yields positions of segment lengths that draw from the same, their strata, and where these
@@ -136,7 +146,7 @@ def _members(corpus, parts, label, lengths):
     groups = {}
     for i, m in enumerate(lengths):
         members = _drawn(corpus, label, m)
-        slices = [slice(part.start, part.stop) for part in parts]
+        slices = [slice(part.start, part.stop) for part in corpus.parts]
         counts = [Counter(labels[part][members[part]].tolist()) for part in slices]
         sizes, starts = strata_of_parts(counts)
         # Longer windows draw from fewer sequences, so from the same if from as many.
@@ -235,15 +245,15 @@ def _counted(traces, step, sample=None):
         if sample is not None:
             members = members[:: max(1, len(members) // max(1, sample))][:sample]
             sample -= len(members)
-        layers, layer_rows, expert_rows = _selection(trace, step)
-        plan = _plan(step, layers, layer_rows, expert_rows)
+        layers = _layers(trace, step)
+        plan = _plan(trace, step, layers)
         for start in range(0, len(members), block):
             chunk = members[start : start + block]
             yield (
                 labels[chunk],
                 count_columns(
-                    *(trace.experts, trace.lengths, chunk, layers, layer_rows, expert_rows),
-                    *(step.segment_lengths, plan, _dtype(trace, step)),
+                    *(trace.experts, trace.lengths, chunk, layers, step.segment_lengths),
+                    *(plan, _dtype(trace, step)),
                 ),
             )
         if sample == 0:
@@ -255,25 +265,20 @@ def _block_sequences(trace, step):
     if on_host(trace.experts):
         return max(1, min(BLOCK_SEQUENCES, BLOCK_BYTES // (8 * int(step.first[-1]))))
     # A GPU holds whole histograms, some eight times.
-    layers = len(np.unique(step.layer)) if step.level != "model" else trace.num_layers
-    rows = trace.num_experts if step.level == "expert" else 1
     bins = sum(step.segment_lengths) + len(step.segment_lengths)
-    return max(1, block_bytes(trace.experts) // (64 * layers * rows * bins))
+    size = 64 * len(_layers(trace, step)) * trace.num_experts * bins
+    return max(1, block_bytes(trace.experts) // size)
 
 
-def _selection(trace, step):
-    """Layers that a step needs, the row of each, and the row of each expert."""
-    if step.level == "model":
-        layers = np.arange(trace.num_layers)
-        return layers, layers * 0, np.zeros(trace.num_experts, np.int64)
-    layers = np.unique(step.layer)
-    return layers, np.arange(len(layers)), np.arange(trace.num_experts) * (step.level == "expert")
+def _layers(trace, step):
+    """Layers that a step needs."""
+    return np.arange(trace.num_layers) if 0 in step.level else np.unique(step.layer)
 
 
-def _plan(step, layers, layer_rows, expert_rows):
+def _plan(trace, step, layers):
     """First column and thresholds of each row, as `count_columns` takes them."""
-    shape = (len(step.segment_lengths), layer_rows.max() + 1, expert_rows.max() + 1)
-    place = (step.segment, np.searchsorted(layers, step.layer), step.expert)
+    shape = (len(LEVELS), len(step.segment_lengths), len(layers), trace.num_experts)
+    place = (step.level, step.segment, np.searchsorted(layers, step.layer), step.expert)
     plan = []
     for values in (step.first[:-1], step.low, step.high):
         plan.append(np.full(shape, -1))
@@ -283,6 +288,6 @@ def _plan(step, layers, layer_rows, expert_rows):
 
 def _dtype(trace, step):
     """Of the columns of a sequence: float32 if it holds them, which none of them exceeds."""
-    experts = {"model": trace.num_layers * trace.top_k, "layer": trace.top_k, "expert": 1}
-    largest = trace.shape[1] * max(step.segment_lengths) * experts[step.level]
+    experts = (trace.num_layers * trace.top_k, trace.top_k, 1)[step.level.min()]
+    largest = trace.shape[1] * max(step.segment_lengths) * experts
     return np.float32 if largest < 2**24 else np.float64

@@ -71,6 +71,15 @@ class WindowCounts:
         """Bins of the i-th segment length: [datasets, layers, experts, m + 1]."""
         return self.counts[..., bin_slices(self.segment_lengths)[i]]
 
+    def at(self, level: str) -> "WindowCounts":
+        """The same at a coarser level, or at this one."""
+        counts = self.counts
+        if level != "expert":
+            counts = counts.sum(axis=2, keepdims=True)
+        if level == "model":
+            counts = counts.sum(axis=1, keepdims=True)
+        return replace(self, counts=counts, level=level)
+
     def table(self, intervals=None) -> pd.DataFrame:
         """Table that `srp` returns.
 

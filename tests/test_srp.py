@@ -298,41 +298,48 @@ def test_columns_are_read_off_the_histograms(data):
     trace = data.draw(traces(max_tokens=12))
     lengths = data.draw(st.lists(st.integers(1, 13), min_size=1, max_size=2, unique=True))
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
-    pool_layers, pool_experts = data.draw(st.booleans()), data.draw(st.booleans())
-    layer_rows = np.arange(trace.num_layers) * (not pool_layers)
-    expert_rows = np.arange(trace.num_experts) * (not pool_experts)
-    shape = (len(lengths), layer_rows[-1] + 1, expert_rows[-1] + 1)
-    low, high = np.sort(
-        rng.integers(1, np.array(lengths) + 1, (2, *shape[:0:-1], shape[0])), axis=0
-    )
-    low, high = low.T, high.T
+    shape = (3, len(lengths), trace.num_layers, trace.num_experts)
+    highest = np.array(lengths)[:, None, None]
+    low, high = np.sort(rng.integers(1, highest + 1, (2, *shape)), axis=0)
     wanted = rng.random(shape) < 0.8
+    # One row for all layers, one for each of them, and one for each expert.
+    wanted[0, :, 1:] = wanted[0, :, :, 1:] = wanted[1, :, :, 1:] = False
     first = np.full(shape, -1)
     first[wanted] = np.cumsum(np.append(0, (3 + high - low)[wanted]))[:-1]
     sequences = rng.permutation(trace.num_sequences)
-    selection = (sequences, np.arange(trace.num_layers), layer_rows, expert_rows, lengths)
-    plan = (first, low, high)
-    counted = cpu_windows.count_columns(trace.experts, trace.lengths, *selection, plan, np.float64)
+    arguments = (sequences, np.arange(trace.num_layers), lengths, (first, low, high), np.float64)
+    counted = cpu_windows.count_columns(trace.experts, trace.lengths, *arguments)
     for row, s in enumerate(sequences):
-        for i, layer, expert in np.argwhere(wanted):
-            f = plain.segments(
-                trace,
-                lengths[i],
-                sequences=[s],
-                layers=np.flatnonzero(layer_rows == layer),
-                experts=np.flatnonzero(expert_rows == expert),
-            )
-            lowest, highest = low[i, layer, expert], high[i, layer, expert]
+        for level, i, layer, expert in np.argwhere(wanted):
+            group = {"layers": [layer]} if level else {}
+            group |= {"experts": [expert]} if level == 2 else {}
+            f = plain.segments(trace, lengths[i], sequences=[s], **group)
+            lowest, highest = low[level, i, layer, expert], high[level, i, layer, expert]
             above = [n for n in f if n >= highest]
             expected = [sum(f), len(above), sum(above), *map(f.count, range(lowest, highest))]
-            c = first[i, layer, expert]
+            c = first[level, i, layer, expert]
             assert counted[row, c : c + len(expected)].tolist() == expected
     count_windows = cpu_windows.count_windows
     with patch.object(kernels, "count_windows", lambda *a: torch.from_numpy(count_windows(*a))):
-        by_torch = gpu_columns.count_columns(
-            trace.experts, trace.lengths, *selection, plan, np.float64
-        )
+        by_torch = gpu_columns.count_columns(trace.experts, trace.lengths, *arguments)
     assert by_torch.tolist() == counted.tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(traces(datasets=True), st.permutations(LEVELS), st.integers(1, 3), st.booleans())
+def test_several_levels_at_once_are_those_one_by_one(trace, levels, number, by_dataset):
+    levels = levels[:number]
+    options = {"segment_lengths": (2, 5), "by_dataset": by_dataset, "bootstrap": 9}
+    table = lrc.srp(trace, level=levels, **options)
+    assert table.level.drop_duplicates().tolist() == (levels if len(table) else [])
+    for level in levels:
+        alone = lrc.srp(trace, level=level, **options)
+        part = table[table.level == level].drop(columns="level").reset_index(drop=True)
+        pooled = part.columns.difference(alone.columns)
+        assert part[pooled].isna().all(axis=None)
+        pd.testing.assert_frame_equal(
+            part.drop(columns=pooled), alone, check_exact=True, check_dtype=False
+        )
 
 
 def test_mirrored_interval_by_hand():
@@ -404,6 +411,9 @@ def test_columns():
         ({"segment_lengths": ()}, "at least 1"),
         ({"segment_lengths": (4, 4)}, "give each once"),
         ({"segment_lengths": "4"}, "whole numbers"),
+        ({"level": ("model", "head")}, "'head', but must be one of"),
+        ({"level": ()}, r"level is \(\), but must be one of"),
+        ({"level": ("layer", "layer")}, "give each once"),
         ({"level": "head"}, "'head', but must be one of 'model', 'layer', 'expert'"),
         ({"by_dataset": True}, "by_dataset needs labels"),
         ({"bootstrap": -1}, "bootstrap is -1"),

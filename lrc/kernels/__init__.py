@@ -85,15 +85,10 @@ def count_new_hits(policy, segment_length, experts, lengths, sequences, num_expe
     )
 
 
-def count_columns(
-    experts, lengths, sequences, layers, layer_rows, expert_rows, segment_lengths, plan, dtype
-):
+def count_columns(experts, lengths, sequences, layers, segment_lengths, plan, dtype):
     """See `lrc.kernels.cpu_windows.count_columns`."""
     columns = cpu_windows if on_host(experts) else _gpu("columns")
-    return columns.count_columns(
-        *(experts, lengths, sequences, layers, layer_rows, expert_rows, segment_lengths),
-        *(plan, dtype),
-    )
+    return columns.count_columns(experts, lengths, sequences, layers, segment_lengths, plan, dtype)
 
 
 def best_thresholds(histograms):

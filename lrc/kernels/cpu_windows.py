@@ -93,9 +93,7 @@ def count_windows_by_position(
     return np.cumsum(change, axis=2, out=change)[:, :, :-1]
 
 
-def count_columns(
-    experts, lengths, sequences, layers, layer_rows, expert_rows, segment_lengths, plan, dtype
-):
+def count_columns(experts, lengths, sequences, layers, segment_lengths, plan, dtype):
     """What each sequence adds to the F1 of some groups of experts, at some thresholds.
 
     Parameters
@@ -103,12 +101,12 @@ def count_columns(
     experts, lengths, segment_lengths
         As in `count_windows`.
     sequences : int64 array
-    layers, layer_rows : int64 arrays
-        Layers to count, and the row of each, ascending.
-    expert_rows : int64 array [experts]
-        Row of each expert.
-    plan : tuple of int64 arrays [segment lengths, layer rows, expert rows]
-        First column of a group (-1 = leave it out), its lowest threshold, its highest.
+    layers : int64 array
+        Layers to count.
+    plan : tuple of int64 arrays [3, segment_lengths, layers, experts]
+        First column of a group (-1 = leave it out), its lowest threshold, its highest. A group is
+        all layers counted, at [0, :, 0, 0]; a layer, at [1, :, layer, 0]; or an expert, at
+        [2, :, layer, expert].
     dtype : dtype
 
     Returns
@@ -124,10 +122,9 @@ def count_columns(
     counted = np.zeros((len(sequences), columns), dtype)
 
     def work(part):
-        tails = np.zeros((int(expert_rows.max()) + 1, segment_lengths.max() + 1), np.int64)
         _count_columns(
-            *(experts, lengths, sequences[part], layers, layer_rows, expert_rows),
-            *(segment_lengths, first, low, high, tails, counted[part]),
+            *(experts, lengths, sequences[part], layers, segment_lengths),
+            *(first, low, high, counted[part]),
         )
 
     _in_slices(work, len(sequences), 8)
@@ -135,49 +132,52 @@ def count_columns(
 
 
 @njit(cache=True, nogil=True)
-def _count_columns(
-    experts,
-    lengths,
-    sequences,
-    layers,
-    layer_rows,
-    expert_rows,
-    segment_lengths,
-    first,
-    low,
-    high,
-    tails,
-    counted,
-):
+def _count_columns(experts, lengths, sequences, layers, segment_lengths, first, low, high, counted):
     top_k = experts.shape[3]
+    num_experts = first.shape[3]
+    rows = np.arange(num_experts)
     ids = np.empty(experts.shape[1] * top_k, np.int64)
-    place = np.empty(len(expert_rows), np.uint64)
+    place = np.empty(num_experts, np.uint64)
     for s in range(len(sequences)):
+        length = lengths[sequences[s]]
         for i in range(len(segment_lengths)):
             m = segment_lengths[i]
+            tails = np.zeros((num_experts, m + 1), np.int64)
+            of_layer = np.zeros(m + 1, np.int64)
+            of_model = np.zeros(m + 1, np.int64)
             for j in range(len(layers)):
-                length = lengths[sequences[s]]
-                _copy_ids(experts, sequences[s], length, layers[j], expert_rows, ids)
-                _count_tails(ids, length, top_k, expert_rows, m, 0, place, tails)
-                row = layer_rows[j]
-                if j + 1 < len(layers) and layer_rows[j + 1] == row:
-                    continue
-                for e in range(len(tails)):
-                    c, lowest, highest = first[i, row, e], low[i, row, e], high[i, row, e]
-                    if c < 0:
-                        continue
-                    above = 0
-                    for a in range(highest + 1, m + 1):
-                        above += tails[e, a]
-                    below = 0
-                    for a in range(1, highest + 1):
-                        below += tails[e, a]
-                    counted[s, c] = below + above
-                    counted[s, c + 1] = tails[e, highest]
-                    counted[s, c + 2] = highest * tails[e, highest] + above
-                    for a in range(lowest, highest):
-                        counted[s, c + 3 + a - lowest] = tails[e, a] - tails[e, a + 1]
-                tails[:, : m + 1] = 0
+                _copy_ids(experts, sequences[s], length, layers[j], rows, ids)
+                _count_tails(ids, length, top_k, rows, m, 0, place, tails)
+                for e in range(num_experts):
+                    place_of = (first[2, i, j, e], low[2, i, j, e], high[2, i, j, e])
+                    _write_columns(tails[e], place_of, counted[s])
+                    for a in range(m + 1):
+                        of_layer[a] += tails[e, a]
+                place_of = (first[1, i, j, 0], low[1, i, j, 0], high[1, i, j, 0])
+                _write_columns(of_layer, place_of, counted[s])
+                of_model += of_layer
+                of_layer[:] = 0
+                tails[:] = 0
+            place_of = (first[0, i, 0, 0], low[0, i, 0, 0], high[0, i, 0, 0])
+            _write_columns(of_model, place_of, counted[s])
+
+
+@njit(cache=True, nogil=True)
+def _write_columns(tails, place_of, counted):
+    c, lowest, highest = place_of
+    if c < 0:
+        return
+    above = 0
+    for a in range(highest + 1, len(tails)):
+        above += tails[a]
+    below = 0
+    for a in range(1, highest + 1):
+        below += tails[a]
+    counted[c] = below + above
+    counted[c + 1] = tails[highest]
+    counted[c + 2] = highest * tails[highest] + above
+    for a in range(lowest, highest):
+        counted[c + 3 + a - lowest] = tails[a] - tails[a + 1]
 
 
 def best_resampled(totals, first, low, high, lengths):

@@ -6,33 +6,35 @@ from lrc import kernels
 from lrc.kernels.gpu_arrays import load_torch
 
 
-def count_columns(
-    experts, lengths, sequences, layers, layer_rows, expert_rows, segment_lengths, plan, dtype
-):
+def count_columns(experts, lengths, sequences, layers, segment_lengths, plan, dtype):
     """As `lrc.kernels.cpu_windows.count_columns`; integers, whatever the dtype."""
     torch = load_torch()
+    first, low, high = plan
     groups = np.full(len(lengths), -1)
     groups[sequences] = np.arange(len(sequences))
-    histograms = kernels.count_windows(
-        experts, lengths, groups, len(sequences), layers, expert_rows, segment_lengths
-    )
-    shape = (len(sequences), int(layer_rows.max()) + 1, *histograms.shape[2:])
-    rows = torch.as_tensor(layer_rows, device=histograms.device)
-    pooled = torch.zeros(shape, dtype=torch.int64, device=histograms.device)
-    pooled.index_add_(1, rows, histograms.to(torch.int64))
-    first, low, high = plan
+    rows = np.arange(first.shape[3])
+    of_experts = kernels.count_windows(
+        experts, lengths, groups, len(sequences), layers, rows, segment_lengths
+    ).to(torch.int64)
+    of_layers = of_experts.sum(dim=2, keepdim=True)
+    levels = [of_layers.sum(dim=1, keepdim=True), of_layers, of_experts]
     columns = int((first + 3 + high - low)[first >= 0].max(initial=0))
-    counted = torch.zeros((shape[0], columns), dtype=torch.int64, device=histograms.device)
+    device = of_experts.device
+    counted = torch.zeros((len(sequences), columns), dtype=torch.int64, device=device)
     for i, bins in enumerate(kernels.bin_slices(segment_lengths)):
-        exactly = pooled[..., bins]
-        m = exactly.shape[-1] - 1
-        # Windows with so many activations or more, and the activations in them.
-        windows = exactly.flip(-1).cumsum(-1).flip(-1)
-        active = exactly * torch.arange(m + 1, device=histograms.device)
-        matches = active.flip(-1).cumsum(-1).flip(-1)
-        both = torch.stack([exactly, windows, matches], dim=3).reshape(shape[0], -1)
-        goal, origin = _places(first[i], low[i], high[i], m)
-        counted[:, goal] = both[:, origin]
+        for level, histograms in enumerate(levels):
+            exactly = histograms[..., bins]
+            m = exactly.shape[-1] - 1
+            part = (slice(None, exactly.shape[1]), slice(None, exactly.shape[2]))
+            places = (array[level, i][part] for array in plan)
+            goal, origin = _places(*places, m)
+            if goal:
+                # Windows with so many activations or more, and the activations in them.
+                windows = exactly.flip(-1).cumsum(-1).flip(-1)
+                active = exactly * torch.arange(m + 1, device=device)
+                matches = active.flip(-1).cumsum(-1).flip(-1)
+                both = torch.stack([exactly, windows, matches], dim=3)
+                counted[:, goal] = both.reshape(len(sequences), -1)[:, origin]
     return counted
 
 
