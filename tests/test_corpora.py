@@ -316,7 +316,8 @@ def test_bad_arguments_end_in_one_line():
         corpora.embedded("test")
     with pytest.raises(CorpusError, match="no domain 'poetry'"):
         corpora.embedded("train", ["poetry"])
-    with pytest.raises(CorpusError, match="must be at least 1"):
-        corpora.sequences(Characters(), {"a": ["text"]}, per_domain=0)
+    for options in ({"per_domain": 0}, {"length": 0}, {"per_domain": "3"}, {"length": 2.5}):
+        with pytest.raises(CorpusError, match="must be a whole number, at least 1"):
+            corpora.sequences(Characters(), {"a": ["text"]}, **options)
     with pytest.raises(CorpusError, match="can be read only once"):
         corpora.sequences(Characters(), {"a": iter(["text"])}, lazy=True)

@@ -145,8 +145,9 @@ def sequences(
     --------
     >>> texts = sequences(tokenizer, ["c4", "github", "my-texts/"])  # doctest: +SKIP
     """
-    if per_domain < 1 or length < 1:
-        raise CorpusError(f"per_domain ({per_domain}) and length ({length}) must be at least 1")
+    for what, number in (("per_domain", per_domain), ("length", length)):
+        if not isinstance(number, int | np.integer) or number < 1:
+            raise CorpusError(f"{what} is {number!r}, but must be a whole number, at least 1")
     check_tokenizer(tokenizer)
     name, documents = _resolve(corpus, split, column)
     if not documents:
@@ -156,8 +157,8 @@ def sequences(
         "domains": list(documents),
         "column": column,
         "tokenizer": _tokenizer_digest(tokenizer),
-        "per_domain": per_domain,
-        "length": length,
+        "per_domain": int(per_domain),
+        "length": int(length),
     }
     stream = SequenceStream(recipe, tokenizer, documents)
     if not lazy:
