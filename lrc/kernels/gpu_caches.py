@@ -50,13 +50,14 @@ def count_new_hits(policy, segment_length, experts, lengths, sequences, num_expe
     num_ids, slots = layers_a_cache * num_experts, layers_a_cache * top_k
     longest = int(lengths[sequences].max(initial=0))
     segment_length = min(segment_length, longest + 1)
-    bits = _key_bits(policy, segment_length, longest, slots, num_ids)
+    bits = _key_bits(policy, segment_length, longest, slots)
     most = longest * slots * (segment_length if policy == STATIC else 1)
     dtype = torch.int32 if most < 2**31 else torch.int64
     shape = (len(sequences) * num_caches, num_ids)
     new_hits = torch.zeros(shape, dtype=dtype, device=experts.device)
     # Sequences as many at a time as their stacks have room.
-    room = 24 * num_ids + 4 * longest * slots * (policy == BELADY) + 4 * segment_length
+    tables = {LRU: 0, STATIC: 0, BELADY: 2}.get(policy, 1)
+    room = 24 * num_ids + 4 * longest * slots * tables + 4 * segment_length
     step = max(1, block_bytes(experts) // (room * num_caches))
     experts = experts.contiguous()
     lengths = to_device_of(experts, lengths)
@@ -71,10 +72,10 @@ def count_new_hits(policy, segment_length, experts, lengths, sequences, num_expe
     return new_hits.reshape(len(sequences), num_caches, num_ids)
 
 
-def _key_bits(policy, segment_length, longest, slots, num_ids):
-    """Bits of a key, from above: what is counted of an expert, a moment, the expert."""
+def _key_bits(policy, segment_length, longest, slots):
+    """Bits of a key, from above: what is counted of an expert, and a moment."""
     count = {LFU: longest, LOOKAHEAD: segment_length}.get(policy, 0)
-    bits = [n.bit_length() for n in (count, longest * slots, num_ids - 1)]
+    bits = count.bit_length(), (longest * slots).bit_length()
     if sum(bits) > 62:
         raise LrcError(
             f"a sequence of {longest} tokens is too long for the GPU's keys: split it, or give "
@@ -121,15 +122,17 @@ def _replay(
         new_hits.copy_(ends_at[:, 1:].flip(1).cumsum(1).flip(1))
     else:
         moments = longest * slots
+        owners = scratch(0, moments)
         next_uses = scratch(0, moments if policy == BELADY else 1)
         if policy == BELADY:
-            stacks.find_next_uses[(jobs,)](*trace, moments, next_uses, scratch(-1), **lanes)
+            soonest = scratch(-1)
+            stacks.find_next_uses[(jobs,)](*trace, moments, next_uses, soonest, owners, **lanes)
         dtype = torch.int32 if sum(bits) <= SHORT else torch.int64
-        keys = torch.arange(num_ids, dtype=dtype, device=experts.device).repeat(jobs, 1)
+        keys = scratch(0, dtype=dtype)
         block = min(BLOCK, triton.next_power_of_2(num_ids))
         stacks.priority[(jobs,)](
-            *(*trace, moments, new_hits, torch.empty_like(keys), keys, scratch(-1), next_uses),
-            *(segment_length, bits[2], bits[1]),
+            *(*trace, moments, new_hits, torch.empty_like(keys), keys, scratch(-1)),
+            *(owners, next_uses, segment_length, bits[1]),
             POLICY=policy,
             BLOCK=block,
             BLOCKS=triton.next_power_of_2(num_ids // block + 1),

@@ -163,11 +163,13 @@ def find_next_uses(
     moments,
     next_uses,  # by moment: the moment of the expert's next use, or the number of moments
     soonest,  # by expert, among the tokens passed
+    owners,  # by moment: the expert used then
     SLOTS: tl.constexpr,
 ):
     job, token, length = _place(experts, lengths, sequences, num_caches, slots, sequence_stride)
     next_uses += job * moments
     soonest += job * num_ids
+    owners += job * moments
     slot_lanes = tl.arange(0, SLOTS)
     token += length * token_stride
     for back in range(length):
@@ -180,7 +182,16 @@ def find_next_uses(
             tl.debug_barrier()
             tl.store(next_uses + moment, tl.where(soon < 0, moments, soon), mask=used)
             tl.store(soonest + x, moment, mask=used)
+            tl.store(owners + moment, x, mask=used)
         tl.debug_barrier()
+
+
+@triton.jit
+def _moment(key, moments, no_moment, POLICY: tl.constexpr):
+    """A moment when the expert of a key is used."""
+    if POLICY == _BELADY:
+        return tl.where(key > 0, moments - key, -1 - key)
+    return key & ~no_moment
 
 
 @triton.jit
@@ -197,12 +208,12 @@ def priority(
     num_ids,
     moments,
     new_hits,
-    stacks,  # keys by depth: priority, and the expert in the lowest bits
-    keys,  # by expert
+    stacks,  # keys by depth
+    keys,  # by expert, but for Belady
     depths,  # by expert; -1 = never used
-    next_uses,  # of `find_next_uses`, for Belady
+    owners,  # by moment: the expert used then; for Belady known beforehand
+    next_uses,  # by moment, for Belady, see `find_next_uses`
     m,
-    id_bits,
     moment_bits,
     POLICY: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -215,13 +226,13 @@ def priority(
     stacks += job * num_ids
     keys += job * num_ids
     depths += job * num_ids
+    owners += job * moments
     next_uses += job * moments
     one = tl.full([1], 1, new_hits.dtype.element_ty)
     KEY: tl.constexpr = stacks.dtype.element_ty
     one_key = tl.full([1], 1, KEY)
-    one_ahead = one_key << (id_bits + moment_bits)
-    # Expert of a key.
-    id_mask = tl.max(one_key << id_bits) - 1
+    one_ahead = one_key << moment_bits
+    no_moment = tl.full([], -1, KEY) << moment_bits
     slot_lanes = tl.arange(0, SLOTS)
     lanes = tl.arange(0, BLOCK)
     block_lanes = tl.arange(0, BLOCKS)
@@ -247,6 +258,8 @@ def priority(
             depth = tl.where(is_new, seen + tl.cumsum(is_new.to(tl.int32), axis=0) - 1, depth)
             tl.atomic_add(new_hits + depth, one, used, sem="relaxed")
             seen += tl.sum(is_new.to(tl.int32))
+            if POLICY != _BELADY:
+                tl.store(owners + t * slots + first_slot + slot_lanes, x, mask=used)
         tl.debug_barrier()
         for slot in range(slots):
             e = tl.load(token + slot).to(tl.int32)
@@ -254,14 +267,14 @@ def priority(
                 x = slot // top_k * num_experts + e
                 moment = t * slots + slot
                 if POLICY == _BELADY:
-                    # Sooner is higher. Experts without another use are all alike.
-                    worth = (moments - tl.load(next_uses + moment)).to(KEY)
+                    # Sooner is higher. Experts without another use are all alike, but told apart.
+                    soon = tl.load(next_uses + moment)
+                    key = tl.where(soon < moments, moments - soon, -1 - moment).to(KEY)
                 else:
-                    count = tl.load(keys + x) >> (id_bits + moment_bits)
+                    count = tl.load(keys + x) >> moment_bits
                     # Once taken, an expert has one use more behind it, or one less ahead.
                     count += 1 if POLICY == _LFU else -1
-                    worth = (count << moment_bits) | moment
-                key = (worth << id_bits) | x
+                    key = (count << moment_bits) | moment
                 hole = tl.load(depths + x)
                 is_new = hole < 0
                 hole = tl.where(is_new, height, hole)
@@ -286,7 +299,9 @@ def priority(
                         moves = passed & (arriving > resident)
                         tl.debug_barrier()
                         tl.store(stacks + place, arriving, mask=moves)
-                        tl.store(depths + (arriving & id_mask), place, mask=moves)
+                        at = _moment(arriving, moments, no_moment, POLICY)
+                        owner = tl.load(owners + at, mask=moves, other=0)
+                        tl.store(depths + owner, place, mask=moves)
                         lowest = tl.min(tl.where(moves, arriving, resident))
                         bounds = tl.where(block_lanes == block, lowest, bounds)
                         beyond = tl.min(tl.where(passed, resident, HIGHEST))
@@ -294,7 +309,8 @@ def priority(
                         lower = (bounds < carried) & (block_lanes > block) & (block_lanes <= last)
                         block = tl.min(tl.where(lower, block_lanes, BLOCKS))
                     tl.store(stacks + hole, carried)
-                    tl.store(depths + (carried & id_mask), hole)
+                    owner = tl.load(owners + _moment(carried, moments, no_moment, POLICY))
+                    tl.store(depths + owner, hole)
                     filled = tl.minimum(bounds, carried)
                     bounds = tl.where(block_lanes == last, filled, bounds)
                     tl.debug_barrier()

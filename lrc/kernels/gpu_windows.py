@@ -5,9 +5,9 @@ a token makes the activations of an expert change, the windows that had its form
 booked at once, as on the CPU (`lrc.kernels.cpu_windows`): lanes that do not change write nothing.
 Programs meet in the histogram only, by atomic additions of integers, so their order is no matter.
 
-Per token a program compares its lanes with the ``top_k`` experts that enter the window and the
-``top_k`` that leave it; it reads ``4 * top_k`` bytes, mostly from the cache. So it is bound by
-integer instructions, not by memory.
+Per token a program reads the experts that enter the window and those that leave it, ``4 * top_k``
+bytes, mostly from the cache, and a slot a thread; the warp makes a bit mask of them, of which each
+lane takes its bit. So it is bound by integer instructions, not by memory.
 """
 
 import numpy as np
@@ -19,6 +19,8 @@ from lrc.kernels.gpu_arrays import load_torch, on_device_of, to_device_of
 
 # Lanes of a program; four experts for each thread of a warp.
 EXPERTS = 128
+# Slots that a warp reads at a time: a full warp adds up bits in one step.
+SLOTS = 32
 
 
 def count_windows(experts, lengths, groups, num_groups, layers, expert_rows, segment_lengths):
@@ -96,6 +98,7 @@ def _launch(kernel, experts, lengths, groups, sequences, layers, num_experts, va
             num_experts,
             *rest,
             EXPERTS=min(EXPERTS, triton.next_power_of_2(num_experts)),
+            SLOTS=SLOTS,
             num_warps=1,
         )
 
@@ -113,12 +116,20 @@ def _place(lengths, groups, sequences, layers, num_experts, EXPERTS: tl.constexp
 
 
 @triton.jit
-def _uses(token, top_k, expert):
-    """1 for the experts that a token uses, 0 for the others."""
-    uses = tl.zeros_like(expert)
-    for k in range(top_k):
-        uses += (expert == tl.load(token + k).to(tl.int32)).to(tl.int32)
-    return uses
+def _uses(token, top_k, expert, EXPERTS: tl.constexpr, SLOTS: tl.constexpr):
+    """1 for the experts of a program that a token uses, 0 for its others."""
+    lane = tl.arange(0, EXPERTS)
+    first_expert = tl.min(expert)
+    bits = tl.zeros_like(lane)
+    for first_slot in range(0, top_k, SLOTS):
+        slot = first_slot + tl.arange(0, SLOTS)
+        e = tl.load(token + slot, mask=slot < top_k, other=-1).to(tl.int32)
+        e = tl.where(e < 0, -1, e - first_expert)
+        for word in tl.static_range((EXPERTS + 31) // 32):
+            # A token uses an expert once, so a sum of bits is their union.
+            used = tl.sum(tl.where(e >> 5 == word, 1 << (e & 31), 0))
+            bits |= tl.where(lane // 32 == word, used, 0)
+    return (bits >> (lane % 32)) & 1
 
 
 @triton.jit
@@ -140,6 +151,7 @@ def _count_windows(
     num_rows,
     num_bins,
     EXPERTS: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):
     sequence, length, group, layer, expert = _place(
         lengths, groups, sequences, layers, num_experts, EXPERTS
@@ -158,9 +170,9 @@ def _count_windows(
     if num_windows > 0:
         for t in range(length):
             window = tl.maximum(t - m + 1, 0)
-            change = _uses(tokens + t * stride, top_k, expert)
+            change = _uses(tokens + t * stride, top_k, expert, EXPERTS, SLOTS)
             if t >= m:
-                change -= _uses(tokens + (t - m) * stride, top_k, expert)
+                change -= _uses(tokens + (t - m) * stride, top_k, expert, EXPERTS, SLOTS)
             changes = change != 0
             booked = changes & counted & (since < window)
             tl.atomic_add(bins + active, (window - since).to(dtype), booked, sem="relaxed")
@@ -186,6 +198,7 @@ def _count_changes(
     num_starts,
     num_bins,
     EXPERTS: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):
     sequence, length, group, layer, expert = _place(
         lengths, groups, sequences, layers, num_experts, EXPERTS
@@ -200,9 +213,9 @@ def _count_changes(
     tl.atomic_add(bins, one, there, sem="relaxed")
     for t in range(length):
         window = tl.maximum(t - m + 1, 0)
-        now = active + _uses(tokens + t * stride, top_k, expert)
+        now = active + _uses(tokens + t * stride, top_k, expert, EXPERTS, SLOTS)
         if t >= m:
-            now -= _uses(tokens + (t - m) * stride, top_k, expert)
+            now -= _uses(tokens + (t - m) * stride, top_k, expert, EXPERTS, SLOTS)
         moved = there & (now != active)
         tl.atomic_add(bins + window * num_bins + active, -one, moved, sem="relaxed")
         tl.atomic_add(bins + window * num_bins + now, one, moved, sem="relaxed")
