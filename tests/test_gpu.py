@@ -94,6 +94,25 @@ def test_the_kernels_in_the_interpreter_give_the_integers_of_the_cpu():
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
 
 
+def test_the_benchmark_runs_in_the_interpreter():
+    pytest.importorskip("triton", reason="Triton has no wheel for this machine")
+    done = benchmark("--small")
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    assert "integers agree" in done.stdout
+    for measure in ("srp, expert", "sch, model", "hit_rates, layer"):
+        assert measure in done.stdout
+
+
+def test_the_book_has_the_estimate_as_the_benchmark_counts_it():
+    page = (Path(__file__).parent.parent / "book" / "gpu.md").read_text("utf-8")
+    assert benchmark("--estimate").stdout in page
+
+
+def benchmark(option):
+    script = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+    return subprocess.run([sys.executable, script, option], capture_output=True, encoding="utf-8")
+
+
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize("compute_capability", [80, 90])
 def test_every_kernel_compiles_for_a_gpu(compute_capability, monkeypatch):
