@@ -8,7 +8,7 @@ top-k of a router's scores is not what runs where a bias takes part in the selec
 import copy
 import csv
 import re
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -501,7 +501,17 @@ def expert_weights(block, expert, num_experts) -> list[torch.Tensor]:
 
 # --- what the table says of each -----------------------------------------------------------------
 
-TABLE = Path(lrc.__file__).parent / "data" / "architectures.csv"
+TABLE = Path(__file__).resolve().parent.parent / "book" / "architectures.csv"
+
+HEADINGS = {
+    "architecture": "Architecture",
+    "read_by": "How its experts are read",
+    "selection": "Selected by",
+    "plain_share": "Plain top-k",
+    "shared_experts": "Shared",
+    "no_expert": "What −1 stands for",
+    "result": "Record",
+}
 
 
 @dataclass(frozen=True)
@@ -509,7 +519,6 @@ class Row:
     """One architecture; `plain_share` is the share of tokens that use the top-k of raw scores."""
 
     architecture: str
-    model_class: str
     read_by: str
     selection: str
     plain_share: str
@@ -522,7 +531,7 @@ class Row:
 def measure(name: str) -> Row:
     """Record a tiny model, compare it with what it executed, and find out how it selects."""
     model = build(name)
-    blank = Row(name, type(model).__name__, "", "", "", "", "", "")
+    blank = Row(name, "", "", "", "", "", "")
     try:
         traces = recorded(model)
     except lrc.RecordError as error:
@@ -656,6 +665,6 @@ def table() -> list[Row]:
 if __name__ == "__main__":
     with TABLE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([field.name for field in fields(Row)])
+        writer.writerow(HEADINGS.values())
         writer.writerows(astuple(row) for row in table())
     print(f"wrote {len(ARCHITECTURES)} rows to {TABLE.name}")

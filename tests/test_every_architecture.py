@@ -6,16 +6,17 @@ and ids: it changes the weights of one expert and looks whose output changes.
 
 import csv
 
-import every_architecture
 import numpy as np
 import pytest
 import torch
 from every_architecture import (
     ARCHITECTURES,
+    HEADINGS,
     NO_LANGUAGE_MODEL,
     TABLE,
     Row,
     build,
+    class_of,
     executed_experts,
     folders_with_experts,
     inputs_for,
@@ -63,7 +64,9 @@ def test_plain_top_k_would_be_wrong_where_a_bias_or_groups_select(name):
 def test_table_is_up_to_date():
     """Else run ``python tests/every_architecture.py`` and look at what changed."""
     with TABLE.open(newline="", encoding="utf-8") as file:
-        written = [Row(**row) for row in csv.DictReader(file)]
+        heading, *lines = csv.reader(file)
+    assert heading == list(HEADINGS.values())
+    written = [Row(*line) for line in lines]
     assert [row.architecture for row in written] == list(ARCHITECTURES)
     for old in written:
         new = measure(old.architecture)
@@ -153,6 +156,5 @@ def test_in_bfloat16_and_with_padding(name):
     assert not used(trace)[:, ~rows].any()
 
 
-def test_every_architecture_is_built_with_its_own_class():
-    assert len({measure(name).model_class for name in ARCHITECTURES}) == len(ARCHITECTURES)
-    assert every_architecture.class_of("mixtral").__name__ == "MixtralForCausalLM"
+def test_every_architecture_is_built_with_a_class_of_its_own():
+    assert len({class_of(name) for name in ARCHITECTURES}) == len(ARCHITECTURES)

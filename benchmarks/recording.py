@@ -1,0 +1,140 @@
+"""What recording costs: the time inside the hooks, as a share of a forward pass without them.
+
+Two mid-size random models that differ only in how their experts are kept: stacked in one module,
+which is handed ids (transformers 5), and in a list, where rows have to be compared (transformers 4
+and most code that comes with a checkpoint). A pass with hooks and one without differ by less than
+two passes without, so the hooks themselves are timed.
+
+Run it as ``python benchmarks/recording.py``.
+"""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+import torch
+from torch import nn
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+import lrc
+
+TOKENS = 512
+REPEATS = 3
+
+
+def rows() -> list[dict]:
+    """A row for each rule: seconds in the hooks, seconds of a pass without, and their ratio."""
+    found = []
+    for name, keep_in_list in (("index argument", False), ("rows of experts in a list", True)):
+        model = _model(keep_in_list)
+        tokens = torch.randint(0, model.config.vocab_size, (1, TOKENS))
+        with torch.no_grad():
+            model(tokens)  # Once for allocations.
+            passes, hooks = [], []
+            for _ in range(REPEATS):
+                passes.append(_seconds(lambda: model(tokens)))
+                with lrc.Recorder(model, predictions=False) as recorder:
+                    spent = _time_hooks(model)
+                    model(tokens)
+                hooks.append(sum(spent))
+        trace = recorder.trace()
+        ours, baseline = median(hooks), median(passes)
+        per_token = trace.experts.nbytes / trace.num_tokens
+        found.append(
+            {
+                "name": f"recording, {name}",
+                "ours_s": ours,
+                "baseline_s": baseline,
+                "ratio": ours / baseline,
+                "note": (
+                    f"hooks against a pass of {TOKENS} tokens on the CPU, {trace.num_layers} "
+                    f"layers, top-{trace.top_k} of {trace.num_experts} experts; "
+                    f"{per_token:g} bytes a token, {ours / trace.num_layers * 1e6:.0f} µs a layer"
+                ),
+            }
+        )
+        del model
+    return found
+
+
+def _model(keep_in_list: bool):
+    config = Qwen3MoeConfig(
+        vocab_size=1024,
+        hidden_size=1024,
+        intermediate_size=1024,
+        num_hidden_layers=3,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        head_dim=64,
+        num_experts=64,
+        num_experts_per_tok=8,
+        moe_intermediate_size=512,
+        max_position_embeddings=TOKENS,
+    )
+    torch.manual_seed(0)
+    model = Qwen3MoeForCausalLM(config).eval()
+    if keep_in_list:
+        for layer in model.model.layers:
+            layer.mlp = _Listed(layer.mlp)
+    return model
+
+
+class _Expert(nn.Module):
+    def __init__(self, gate_up, down):
+        super().__init__()
+        self.gate_up, self.down = nn.Parameter(gate_up), nn.Parameter(down)
+
+    def forward(self, rows):
+        gate, up = nn.functional.linear(rows, self.gate_up).chunk(2, dim=-1)
+        return nn.functional.linear(nn.functional.silu(gate) * up, self.down)
+
+
+class _Listed(nn.Module):
+    """The same block with an expert after the other, as transformers 4 ran it."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.gate = block.gate
+        pairs = zip(block.experts.gate_up_proj.data, block.experts.down_proj.data, strict=True)
+        self.experts = nn.ModuleList(_Expert(*pair) for pair in pairs)
+
+    def forward(self, hidden_states):
+        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
+        _, weights, ids = self.gate(tokens)
+        output = torch.zeros_like(tokens)
+        for expert, module in enumerate(self.experts):
+            at, slot = torch.where(ids == expert)
+            output.index_add_(0, at, module(tokens[at]) * weights[at, slot, None])
+        return output.reshape(hidden_states.shape)
+
+
+def _seconds(call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _time_hooks(model) -> list[float]:
+    """Wrap each hook of lrc so that it adds its seconds to the list that is returned."""
+    spent: list[float] = []
+
+    def timed(hook):
+        def call(*arguments):
+            start = time.perf_counter()
+            hook(*arguments)
+            spent.append(time.perf_counter() - start)
+
+        return call
+
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in hooks.items():
+                if hook.__module__.startswith("lrc"):
+                    hooks[key] = timed(hook)
+    return spent
+
+
+if __name__ == "__main__":
+    for row in rows():
+        print(f"{row['name']}: {row['ratio']:.2%} ({row['note']})")
