@@ -33,7 +33,9 @@ def rows() -> list[dict]:
             model(tokens)  # Once for allocations.
             passes, hooks = [], []
             for _ in range(REPEATS):
-                passes.append(_seconds(lambda: model(tokens)))
+                start = time.perf_counter()
+                model(tokens)
+                passes.append(time.perf_counter() - start)
                 with lrc.Recorder(model, predictions=False) as recorder:
                     spent = _time_hooks(model)
                     model(tokens)
@@ -107,12 +109,6 @@ class _Listed(nn.Module):
             at, slot = torch.where(ids == expert)
             output.index_add_(0, at, module(tokens[at]) * weights[at, slot, None])
         return output.reshape(hidden_states.shape)
-
-
-def _seconds(call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def _time_hooks(model) -> list[float]:

@@ -88,7 +88,20 @@ def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
             f"module's forward takes the chosen expert ids ({', '.join(INDEX_ARGUMENTS)}), and "
             "none has its experts in a list; the model is dense, or its class needs an adapter"
         )
+    for layer in layers:
+        _refuse_kernel(model, layer)
     return layers
+
+
+def _refuse_kernel(model, layer):
+    """Refuse a block whose forward was replaced by a kernel, which calls no experts module."""
+    block = model.get_submodule(layer.name)
+    kernel = getattr(type(block), "kernel_layer_name", None)
+    if kernel and getattr(model, "use_kernels", False) and "forward" in vars(block):
+        raise RecordError(
+            f"{layer}: the kernel {kernel} runs in place of its block and shows no expert ids; "
+            "load the model with use_kernels=False"
+        )
 
 
 def _read(model, name, module) -> list[MoeLayer] | None:

@@ -181,7 +181,8 @@ class Recorder:
                 f"no forward pass was recorded: call the {type(self.model).__name__} itself inside "
                 "the with block (a model compiled before recording ignores hooks)"
             )
-        return traces if self._stacks[0].module is not self.model else traces["decoder"]
+        is_whole = self._stacks[0].module is self.model
+        return next(iter(traces.values())) if is_whole else traces
 
     def _meta(self, stack: StackRecorder) -> dict:
         config = getattr(self.model, "config", None)
@@ -217,19 +218,21 @@ def _order_of_slots(stack: StackRecorder) -> str:
 
 def _stacks(model: nn.Module, layers: list[MoeLayer]):
     """Name, module and layers of each stack of a model that has MoE layers."""
+    config = getattr(model, "config", None)
+    is_seq2seq = getattr(config, "is_encoder_decoder", False)
     stacks = []
     for name in ("encoder", "decoder"):
         module = getattr(model, f"get_{name}", lambda: model)()
         inside = set(module.modules())
         mine = [layer for layer in layers if layer.experts in inside]
-        if mine and module is not model:
+        if mine and model not in inside:
             stacks.append((name, module, mine))
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return stacks
-    # Others have both without saying so; most call a part for images, or themselves, an encoder.
     both = [layer for _, _, mine in stacks for layer in mine]
-    apart = len(stacks) == 2 and len(both) == len(set(both)) == len(layers)
-    return stacks if apart else [("decoder", model, layers)]
+    # Some have both without saying so; most call a part for images, or themselves, an encoder.
+    if len(both) == len(set(both)) == len(layers) and (is_seq2seq or len(stacks) == 2):
+        return stacks
+    name = "encoder" if is_seq2seq and not getattr(config, "is_decoder", False) else "decoder"
+    return [(name, model, layers)]
 
 
 class _GuardedGenerate:

@@ -345,7 +345,13 @@ _AUTO = (
 def config_of(name: str, **changes) -> PretrainedConfig:
     """Configuration of a tiny model; `changes` are fields like those in `SPECIAL`."""
     cls = CONFIG_MAPPING[_MODEL_TYPES.get(name, name)]
-    return cls(**_merged(_merged(_fields(cls), SPECIAL.get(name, {})), changes))
+    special = _merged(SPECIAL.get(name, {}), changes)
+    common = {
+        field: value
+        for field, value in _fields(cls).items()
+        if cls.attribute_map.get(field) not in special
+    }
+    return cls(**_merged(common, special))
 
 
 def _fields(cls) -> dict:
