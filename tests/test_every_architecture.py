@@ -1,7 +1,6 @@
 """Every MoE architecture of the installed transformers: what is recorded is what ran.
 
-`every_architecture` builds the models and holds the ground truth, which knows nothing of routers
-and ids: it changes the weights of one expert and looks whose output changes.
+The ground truth is in `every_architecture`, the models are in `tiny_models`.
 """
 
 import csv
@@ -10,13 +9,9 @@ import numpy as np
 import pytest
 import torch
 from every_architecture import (
-    ARCHITECTURES,
     HEADINGS,
-    NO_LANGUAGE_MODEL,
     TABLE,
     Row,
-    build,
-    class_of,
     executed_experts,
     folders_with_experts,
     inputs_for,
@@ -25,6 +20,7 @@ from every_architecture import (
     recorded,
     used,
 )
+from tiny_models import ARCHITECTURES, NO_LANGUAGE_MODEL, class_of, tiny_model
 
 import lrc
 
@@ -76,6 +72,21 @@ def test_table_is_up_to_date():
             assert float(old.plain_share[:-1]) == pytest.approx(float(new.plain_share[:-1]), abs=10)
 
 
+@pytest.mark.parametrize(
+    ("name", "moe_layers", "shared_experts"),
+    [
+        ("mixtral", [0, 1, 2], 0),
+        ("qwen2_moe", [1, 2], 2),
+        ("deepseek_v3", [1, 2], 1),
+        ("jamba", [1], 0),
+    ],
+)
+def test_layers_and_shared_experts(name, moe_layers, shared_experts):
+    (trace,) = recorded(tiny_model(name))
+    assert [int(layer.split(".")[2]) for layer in trace.meta["layers"]] == moe_layers
+    assert trace.meta["shared_experts"] == shared_experts
+
+
 # --- what -1 stands for --------------------------------------------------------------------------
 
 
@@ -85,7 +96,7 @@ def test_table_is_up_to_date():
 )
 def test_tokens_without_an_expert(name, reason):
     """Some slots run no expert of their own, and these are exactly the -1."""
-    model = build(name)
+    model = tiny_model(name)
     for trace in recorded(model):
         assert trace.meta["no_expert"].startswith(reason)
         assert (trace.experts == -1).any()
@@ -94,7 +105,7 @@ def test_tokens_without_an_expert(name, reason):
 
 
 def test_modalities_have_experts_of_their_own():
-    model = build("ernie4_5_vl_moe")
+    model = tiny_model("ernie4_5_vl_moe")
     inputs = inputs_for(model)
     kinds = torch.zeros_like(inputs["input_ids"])
     kinds[:, 3:7] = 1
@@ -116,7 +127,7 @@ def test_modalities_have_experts_of_their_own():
 @pytest.mark.parametrize("name", ["qwen3_vl_moe", "glm4v_moe"])
 def test_an_image_among_the_text(name):
     """Its patches are tokens as any other to the experts of the text model."""
-    model = build(name)
+    model = tiny_model(name)
     vision = model.config.vision_config
     inputs = inputs_for(model, size=1)
     grid = torch.tensor([[1, 4, 4]])
@@ -143,7 +154,7 @@ def test_an_image_among_the_text(name):
     "name", ["deepseek_v3", "dbrx", "jetmoe", "llama4", "zaya", "longcat_flash"]
 )
 def test_in_bfloat16_and_with_padding(name):
-    model = build(name).bfloat16()
+    model = tiny_model(name).bfloat16()
     inputs = inputs_for(model)
     mask = torch.ones_like(inputs["input_ids"])
     mask[1, 9:] = 0

@@ -1,11 +1,14 @@
 """Classes that no version of transformers has: recorded by a general rule, or refused aloud."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from made_up_models import NUM_EXPERTS, TOP_K, Capped, LanguageModel, Listed, Stacked, choose
 from tiny_models import random_tokens
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import lrc
 
@@ -67,6 +70,27 @@ def test_identical_rows_at_the_start_of_every_sequence():
     np.testing.assert_array_equal(recorded(record(model, tokens)), logged(model))
     with pytest.raises(lrc.RecordError, match=r"block\.experts .* of 6 identical tokens"):
         record(LanguageModel(Capped), tokens)
+
+
+def test_experts_in_a_list_of_a_compiled_model():
+    model, tokens = LanguageModel(Listed), random_tokens(2, 6)
+    expected = record(model, tokens)
+    torch.compiler.reset()
+    with lrc.Recorder(model) as recorder, torch.no_grad():
+        torch.compile(model, backend="eager")(tokens)
+    np.testing.assert_array_equal(recorder.trace().experts, expected.experts)
+    torch.compiler.reset()
+
+
+def test_experts_in_a_list_of_a_checkpointed_model():
+    model, tokens = LanguageModel(Listed).train(), random_tokens(2, 6)
+    expected = record(model, tokens)
+    for layer in model.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    with lrc.Recorder(model) as recorder:
+        for _ in range(2):
+            model(tokens).logits.sum().backward()
+    np.testing.assert_array_equal(recorder.trace().experts, np.tile(expected.experts, (2, 1, 1, 1)))
 
 
 def test_weights_of_experts_in_a_list_are_unknown():

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from every_architecture import executed_experts, used
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import ARCHITECTURES, hook_count, random_tokens, record_pass, tiny_model
+from tiny_models import hook_count, random_tokens, record_pass, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lrc
@@ -18,69 +19,7 @@ def mixtral():
     return tiny_model("mixtral")
 
 
-# --- ground truth: whose output changes when an expert's weights change --------------------------
-
-
-def executed_experts(model, layer_names, **inputs):
-    """Which experts each token used, boolean [layers, tokens of the batch, experts].
-
-    Independent of any routing code: each block runs again on its own input, with the weights of
-    one expert changed. Exactly the tokens that used this expert come out different.
-    """
-    captured = {}
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda block, args, kwargs, name=name: captured.update({name: (args, kwargs)}),
-            with_kwargs=True,
-        )
-        for name in layer_names
-    ]
-    with torch.no_grad():
-        model(**inputs)
-        for handle in handles:
-            handle.remove()
-        return np.stack(
-            [_users(model.get_submodule(name), *captured[name]) for name in layer_names]
-        )
-
-
-def _users(block, args, kwargs):
-    def run():
-        output = block(*args, **kwargs)
-        output = output[0] if isinstance(output, tuple) else output
-        return output.reshape(-1, output.shape[-1]).clone()
-
-    before = run()
-    users = []
-    for expert in range(8):
-        parameters = [p for p in block.experts.parameters() if p.ndim > 1]
-        saved = [p[expert].clone() for p in parameters]
-        for p in parameters:
-            p[expert] += 1
-        users.append((run() != before).any(dim=-1).numpy())
-        for p, old in zip(parameters, saved, strict=True):
-            p[expert] = old
-    return np.stack(users, axis=-1)
-
-
-def used(trace):
-    """The same of a trace: boolean [layers, sequences * tokens, experts]."""
-    one_hot = (trace.experts[..., None] == np.arange(trace.num_experts)).any(axis=3)
-    return one_hot.transpose(2, 0, 1, 3).reshape(trace.num_layers, -1, trace.num_experts)
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_recorded_experts_are_those_executed(name):
-    model = tiny_model(name, experts_implementation="eager")
-    inputs = {"input_ids": random_tokens(3, 14)}
-    trace = record_pass(model, **inputs)
-    _, moe_layers, shared_experts = ARCHITECTURES[name]
-    assert [int(layer.split(".")[2]) for layer in trace.meta["layers"]] == list(moe_layers)
-    assert trace.shape == (3, 14, len(moe_layers), model.config.num_experts_per_tok)
-    assert trace.meta["shared_experts"] == shared_experts
-    np.testing.assert_array_equal(
-        used(trace), executed_experts(model, trace.meta["layers"], **inputs)
-    )
+# --- what ran ------------------------------------------------------------------------------------
 
 
 def test_ground_truth_in_bfloat16_with_padding():
@@ -89,7 +28,7 @@ def test_ground_truth_in_bfloat16_with_padding():
     mask[1, 8:] = 0
     inputs = {"input_ids": random_tokens(2, 12), "attention_mask": mask}
     trace = record_pass(model, **inputs)
-    truth = executed_experts(model, trace.meta["layers"], **inputs)
+    truth = executed_experts(model, trace.meta["layers"], inputs)
     assert trace.lengths.tolist() == [12, 8]
     np.testing.assert_array_equal(used(trace)[:, :20], truth[:, :20])
     assert not used(trace)[:, 20:].any()
@@ -507,6 +446,45 @@ def test_compiled_in_place():
     trace = record_pass(model, input_ids=tokens)
     np.testing.assert_array_equal(trace.experts, expected.experts)
     torch.compiler.reset()
+
+
+def test_kernels_in_place_of_blocks_are_refused(monkeypatch):
+    """As `use_kernels=True` does with MegaBlocks, which is not installed here."""
+    model = tiny_model("gpt_oss")
+    block = model.model.layers[1].mlp
+    monkeypatch.setattr(type(block), "kernel_layer_name", "MegaBlocksMoeMLP", raising=False)
+    lrc.Recorder(model)
+    monkeypatch.setattr(type(model), "use_kernels", True)
+    block.forward = lambda hidden_states: (hidden_states, None)
+    with pytest.raises(
+        lrc.RecordError, match=r"layers\.1\.mlp\.experts .*MegaBlocksMoeMLP .*use_kernels=False"
+    ):
+        lrc.Recorder(model)
+
+
+def test_quantized_gpt_oss_is_read_from_its_logits():
+    """The kernel needs a GPU: this stands in for its block, which calls no router or experts."""
+    model, tokens = tiny_model("gpt_oss"), random_tokens(2, 6)
+    expected = record_pass(model, input_ids=tokens, weights=True)
+
+    class Mxfp4GptOssMLP(torch.nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.router, self.experts = block.router, block.experts
+
+        def forward(self, hidden_states):
+            rows = hidden_states.flatten(0, -2)
+            logits = torch.nn.functional.linear(rows, self.router.weight, self.router.bias)
+            top = logits.topk(self.router.top_k)
+            output = self.experts.forward(rows, top.indices, top.values.softmax(dim=-1))
+            return output.reshape(hidden_states.shape), logits
+
+    for layer in model.model.layers:
+        layer.mlp = Mxfp4GptOssMLP(layer.mlp)
+    trace = record_pass(model, input_ids=tokens, weights=True)
+    np.testing.assert_array_equal(trace.experts, expected.experts)
+    np.testing.assert_allclose(trace.weights, expected.weights, atol=1e-3)
+    assert trace.meta["rule"].startswith("adapter: top-k of the logits")
 
 
 def test_nan_weights_name_the_layer():

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from every_architecture import build, executed_experts, used
-from tiny_models import hook_count, random_tokens, record_pass
+from every_architecture import executed_experts, used
+from tiny_models import hook_count, random_tokens, record_pass, tiny_model
 
 import lrc
 
 
 @pytest.fixture(scope="module")
 def switch():
-    return build("switch_transformers", expert_capacity=64)
+    return tiny_model("switch_transformers", expert_capacity=64)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_generation_runs_the_encoder_once(switch, batch):
 
 
 def test_a_stack_without_experts_is_absent(batch):
-    model = build("switch_transformers")
+    model = tiny_model("switch_transformers")
     for block in model.decoder.block:
         block.layer[-1].mlp = torch.nn.Identity()
     with lrc.Recorder(model) as recorder, torch.no_grad():
@@ -104,7 +104,7 @@ def test_an_encoder_alone(switch, batch):
 
 def test_a_block_that_is_refined_several_times():
     """A diffusion decoder only reads the cache of its encoder: every pass is a record."""
-    model = build("diffusion_gemma")
+    model = tiny_model("diffusion_gemma")
     tokens, canvas = random_tokens(2, 7), random_tokens(2, 4, seed=1)
     with lrc.Recorder(model) as recorder, torch.no_grad():
         cache = model(input_ids=tokens, decoder_input_ids=canvas).past_key_values
