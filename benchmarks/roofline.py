@@ -49,8 +49,7 @@ def rows():
             partial(sch_counts, deep, LENGTHS),
             work * depth * 4 / vector_rate(),
             deep,
-            f"4 vector operations at each place down to the hit, {depth:.0f} on average; above "
-            "100 % where blocks are passed by",
+            f"4 vector operations at each place down to the hit, {depth:.0f} on average",
         )
         yield row(
             "SRP windows, 4 lengths",

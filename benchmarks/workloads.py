@@ -42,4 +42,5 @@ def accesses(trace):
 def named(trace):
     """What a row says of a trace."""
     sequences, tokens, layers, top_k = trace.experts.shape
-    return f"{layers} layers, top-{top_k} of {trace.num_experts}, {sequences} × {tokens} tokens"
+    word = "layer" if layers == 1 else "layers"
+    return f"{layers} {word}, top-{top_k} of {trace.num_experts}, {sequences} × {tokens} tokens"

@@ -242,8 +242,10 @@ def _most_used(ids, starts, keys, new_hits, segment_length, known):
         one *= 2
     # Once taken, an expert has this use behind, no longer ahead.
     step = -one if known else one
-    expert_of = np.full(num_uses + 1, num_ids, np.int32)
-    expert_of[1:] = ids
+    expert_of = np.empty(num_uses + 1, np.int32)
+    expert_of[0] = num_ids
+    for i in range(num_uses):
+        expert_of[i + 1] = ids[i]
     before, after = np.empty(num_uses, keys.dtype), np.empty(num_uses, keys.dtype)
     key = np.zeros(num_ids, keys.dtype)
     for x in ids[: starts[min(segment_length, num_tokens)] if known else 0]:

@@ -202,7 +202,9 @@ def _replay_group(
     key_of = np.zeros((num_caches, num_places + 1), keys.dtype)
     last_used = np.full(LANES, num_places, np.int64)
     moments, height = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
-    one, longest = 1 << moment_bits, lengths.max()
+    one, longest, places = 1 << moment_bits, 0, 0
+    for length in lengths:
+        longest = max(longest, length)
     sooner = np.empty((num_caches, longest * columns + 1 if backwards else 0), keys.dtype)
     for lane in range(num_caches if backwards else 0):
         rows = experts[first_rows[lane] : first_rows[lane] + lengths[lane], first_columns[lane] :]
@@ -216,11 +218,13 @@ def _replay_group(
             *(t, experts, lengths, first_rows, first_columns, ids, one, one * priority_step),
             *(sooner, key_of, last_used, moments, height, uses, carried, tops),
         )
-        places = height.max()
+        for lane in range(num_caches):
+            places = max(places, height[lane])
         num_rises = columns if 0 <= ahead < longest - t else 0
         _find(keys, places, rises, num_rises, one, uses, columns, found)
         _sink(keys[1:], places - 1, uses, carried, columns)
-        keys[0] = tops
+        for lane in range(num_caches):
+            keys[0, lane] = tops[lane]
     for lane in range(num_caches):
         for place in range(height[lane]):
             # The n-th distinct expert is charged to depth n.
