@@ -134,6 +134,12 @@ def test_products_are_exact_and_refused_where_they_might_not_be(seed, largest):
         kernels.weighted_sums(weights + 2**20, torch.from_numpy(counts + 2**40))
 
 
+@pytest.mark.parametrize("on", [np.asarray, torch.from_numpy])
+def test_no_sequences_add_up_to_nothing(on):
+    sums = kernels.weighted_sums(np.empty((4, 0)), on(np.empty((0, 2, 3), np.int64)))
+    assert np.array_equal(kernels.host(sums), np.zeros((4, 2, 3)))
+
+
 @given(seed=st.integers(0, 99), step=st.sampled_from([1, 40, 1 << 26]))
 def test_thresholds_to_the_last_bit(seed, step):
     rng = np.random.default_rng(seed)

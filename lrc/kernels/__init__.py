@@ -9,6 +9,7 @@ numpy arrays in any case: they are small, and the host plans with them.
 """
 
 from importlib import import_module
+from math import prod
 
 import numpy as np
 
@@ -113,7 +114,7 @@ def weighted_sums(weights, counts):
         Whole numbers, which are exact below 2**53, whatever the order of summation.
     """
     if on_host(counts):
-        flat = counts.reshape(len(counts), -1).astype(np.float64)
+        flat = counts.reshape(len(counts), prod(counts.shape[1:])).astype(np.float64)
         return (weights.astype(np.float64, copy=False) @ flat).reshape(
             len(weights), *counts.shape[1:]
         )

@@ -13,6 +13,7 @@ The bounds are checked for each product: the largest sum of draws times the larg
 """
 
 from contextlib import contextmanager
+from math import prod
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def weighted_sums(weights, counts):
         raise LrcError(f"resampled counts may reach {bound:,}: too many to be exact, use fewer")
     short = bound < 2**24 and max(int(weights.max(initial=0)), largest) <= 2**11
     dtype = torch.float32 if short else torch.float64
-    flat = counts.reshape(len(counts), -1).to(dtype)
+    flat = counts.reshape(len(counts), prod(shape[1:])).to(dtype)
     with _tf32(short and counts.is_cuda):
         sums = to_device_of(counts, weights).to(dtype) @ flat
     return sums.to(torch.float64).reshape(shape)
