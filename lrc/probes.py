@@ -162,6 +162,11 @@ class ExpertRows(Probe):
         @torch.compiler.disable
         def after(module, args, output):
             rows = tokens.pop().flatten(0, -2)
+            if len(rows) and not any(part.numel() for _, part in received):
+                raise RecordError(
+                    f"{self.label}: none of its experts was called, so the layer computes them by "
+                    "a way of its own (a fused kernel, or their weights alone)"
+                )
             try:
                 pairs = match_rows(rows, received)
                 ids = ids_of_pairs(*pairs, len(rows), self.num_experts, self.top_k)

@@ -112,6 +112,18 @@ def test_rows_that_are_no_tokens():
         record(LanguageModel(Scaled), random_tokens(1, 4))
 
 
+class Fused(Listed):
+    """Computes its experts without calling them."""
+
+    def forward(self, hidden):
+        return self.experts[0].forward(hidden)
+
+
+def test_experts_that_are_never_called():
+    with pytest.raises(lrc.RecordError, match=r"block\.experts .*none of its experts was called"):
+        record(LanguageModel(Fused), random_tokens(1, 4))
+
+
 # --- all experts in one module -------------------------------------------------------------------
 
 
