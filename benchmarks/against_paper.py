@@ -61,9 +61,9 @@ def rows():
 
 def _whole_scripts(trace, source, once, often, repetitions):
     def srp():
-        for level in ("model", "layer", "expert"):
-            for by_dataset in (False, True):
-                lrc.srp(trace, LENGTHS, level=level, by_dataset=by_dataset, bootstrap=BOOTSTRAP)
+        levels = ("model", "layer", "expert")
+        for by_dataset in (False, True):
+            lrc.srp(trace, LENGTHS, level=levels, by_dataset=by_dataset, bootstrap=BOOTSTRAP)
 
     def caches(measure):
         for level in ("model", "layer"):

@@ -20,13 +20,12 @@ import pandas as pd
 import lrc
 from lrc.trace_file import TraceWriter
 
-# Layers, experts, top-k and tokens of a sequence: 512 sequences are a row group of 34 MB.
+# Layers, experts, top-k and tokens of a sequence; a row group is 128 sequences, 8 MB of ids.
 LAYERS, EXPERTS, TOP_K, TOKENS = 8, 64, 8, 512
 SEQUENCES = (1024, 10240)
 MEASURES = {
     "SRP": "lrc.srp(source, level='layer')",
     "SRP, 1,000 resamples": "lrc.srp(source, level='layer', bootstrap=1000)",
-    "SCH": "lrc.sch(source, 16, level='layer')",
     "LRU": "lrc.hit_rates(source, 'lru', level='layer')",
     "LRU, 1,000 resamples": "lrc.hit_rates(source, 'lru', level='layer', bootstrap=1000)",
 }
@@ -67,14 +66,9 @@ def write(path, sequences, seed=0):
         np.put_along_axis(held, ids[:, t].astype(int), 1, axis=-1)
     layer = np.arange(LAYERS)[:, None]
     with TraceWriter(path, compression_level=1) as writer:
-        for start in range(0, sequences, 512):
-            parts = []
-            for _ in range(start, min(start + 512, sequences), count):
-                names = rng.permuted(
-                    np.tile(np.arange(EXPERTS, dtype=np.int16), (LAYERS, 1)), axis=1
-                )
-                parts.append(names[layer, ids])
-            writer.append(lrc.Trace(np.concatenate(parts), EXPERTS))
+        for _ in range(0, sequences, count):
+            names = rng.random((LAYERS, EXPERTS)).argsort(axis=1).astype(np.int16)
+            writer.append(lrc.Trace(names[layer, ids], EXPERTS))
 
 
 def measure(path, small, whole, call):

@@ -1,14 +1,12 @@
-"""SRP at all three levels with bootstrap intervals, against the scripts of the paper.
+"""SRP at all levels with intervals against the paper's scripts, at a size like the paper's.
 
-    python benchmarks/srp.py --scripts CHECKOUT_OF_MOE_LRC
-
-The scripts (github.com/ljcleo/moe-lrc: 30_srp_calc.py, 31_srp_refine.py; they need orjson) run as
-they are, in a folder of their own, on the same trace on the same machine, one after the other.
-Both give six tables: model, layer and expert level, over all datasets and for each.
+``LRC_PAPER`` names a checkout of their repository; without it there are no rows. The scripts run as
+they are, one after the other, in a folder of their own. Both give six tables: model, layer and
+expert level, over all datasets and for each; the tables are compared.
 """
 
-import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -20,8 +18,10 @@ import numpy as np
 import pandas as pd
 
 import lrc
+from benchmarks.workloads import accesses, named, toy
 
 SEGMENT_LENGTHS = (4, 16, 64, 256)
+BOOTSTRAP = 1000
 SCRIPTS = ("30_srp_calc.py", "31_srp_refine.py")
 LEVELS = ("model", "layer", "expert")
 
@@ -89,7 +89,7 @@ def prepare(trace, checkout, folder):
 
 def theirs(folder):
     """Seconds of each script, CPU seconds of both, and their six tables."""
-    seconds, cpu = {}, resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    seconds, cpu = {}, sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     for script in SCRIPTS:
         # They make their output folders and read from the folder above.
         started = time.perf_counter()
@@ -107,7 +107,7 @@ def theirs(folder):
         for level in LEVELS
         for by_dataset in (False, True)
     }
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - cpu, tables
+    return seconds, sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - cpu, tables
 
 
 # The scripts take paths relative to src, which here is a link to the checkout.
@@ -135,42 +135,34 @@ def compare(mine, paper):
     return found / rows, worst
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--scripts", type=Path, help="a checkout of the paper's repository")
-    parser.add_argument("--bootstrap", type=int, default=1000)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--trace", action="append", help="toy:baseline, a file, or SxTxLxExK")
-    options = parser.parse_args(arguments)
-    rows = []
-    for name in options.trace or ["toy:baseline", "512x512x4x64x8"]:
-        if all(c.isdigit() or c == "x" for c in name):
-            trace = synthetic(*map(int, name.split("x")))
-        else:
-            trace = lrc.resolve_trace(name)
+def rows():
+    if not os.environ.get("LRC_PAPER"):
+        return
+    checkout = Path(os.environ["LRC_PAPER"])
+    for trace, repetitions in ((toy(), 3), (synthetic(1024, 512, 2, 64, 8), 2)):
         ours(trace.select(slice(2)), 2)  # compile
-        seconds, cpu = [], []
-        for _ in range(options.repeat):
-            started, spent = time.perf_counter(), time.process_time()
-            tables = ours(trace, options.bootstrap)
-            seconds.append(time.perf_counter() - started)
-            cpu.append(time.process_time() - spent)
-        row = {"trace": name, "lrc_seconds": float(np.median(seconds))}
-        row["lrc_cpu_seconds"] = float(np.median(cpu))
-        row["lrc_spread"] = max(seconds) - min(seconds)
-        if options.scripts:
+        timed, spent = [], []
+        for _ in range(repetitions):
             with tempfile.TemporaryDirectory() as folder:
-                prepare(trace, options.scripts, Path(folder))
-                script_seconds, script_cpu, script_tables = theirs(Path(folder))
-            row |= {f"{script}_seconds": value for script, value in script_seconds.items()}
-            row["scripts_cpu_seconds"] = script_cpu
-            row["ratio_cpu"] = script_cpu / row["lrc_cpu_seconds"]
-            row["ratio"] = sum(script_seconds.values()) / row["lrc_seconds"]
-            row["rows_compared"], row["largest_difference"] = compare(tables, script_tables)
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    return rows
-
-
-if __name__ == "__main__":
-    main()
+                prepare(trace, checkout, Path(folder))
+                seconds, cpu, paper = theirs(Path(folder))
+            started, cpu_before = time.perf_counter(), time.process_time()
+            tables = ours(trace, BOOTSTRAP)
+            timed.append((time.perf_counter() - started, sum(seconds.values())))
+            spent.append(cpu / (time.process_time() - cpu_before))
+        share, worst = compare(tables, paper)
+        ratios = [slow / fast for fast, slow in timed]
+        yield {
+            "name": f"SRP at 3 levels, {BOOTSTRAP:,} resamples, all and each of "
+            f"{len(trace.dataset_names)} datasets",
+            "baseline": "the paper's scripts",
+            "ours_s": float(np.median([fast for fast, _ in timed])),
+            "baseline_s": float(np.median([slow for _, slow in timed])),
+            "ratio": float(np.median(ratios)),
+            "ratio_low": min(ratios),
+            "ratio_high": max(ratios),
+            "repetitions": repetitions,
+            "accesses_per_s": accesses(trace) / float(np.median([fast for fast, _ in timed])),
+            "note": f"{named(trace)}; with imports; {np.median(spent):.1f} times in CPU seconds; "
+            f"the scripts have {share:.0%} of our rows, SRP differs by {worst:.0e} at most",
+        }

@@ -171,8 +171,9 @@ def exact_sum(total, more):
     """Sum of two results of `exact_product`, the first of which may not be there yet."""
     if total is None or not on_host(more):
         return more if total is None else total + more
-    # The first sum is a new array; those that follow go into it.
-    return np.add(total, more, out=total if total.dtype == np.float64 else None, dtype=np.float64)
+    # In place from the second sum on; what came from another process may be read-only.
+    ours = total.dtype == np.float64 and total.flags.writeable
+    return np.add(total, more, out=total if ours else None, dtype=np.float64)
 
 
 def mirrored_interval(

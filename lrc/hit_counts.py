@@ -186,6 +186,7 @@ def _count(traces, kind, datasets):
             for v, (rule, segment_length) in enumerate(kind.rules):
                 for _, counted in _blocks(trace, members, rule, segment_length, kind.level):
                     new_hits[g, v] += kernels.host(counted.sum(axis=0))
+        del trace  # before the next is read
     return HitCounts(kind, datasets, new_hits)
 
 
@@ -198,6 +199,7 @@ def _census(traces, kind, part):
         for m, counters in census.items():
             for cache, counter in enumerate(counters):
                 counter.update(labels[used[:, cache] & (trace.lengths >= m)].tolist())
+        del trace  # before the next is read
     return {part: census}
 
 
@@ -235,6 +237,7 @@ def _resample(traces, kind, label, strata, bootstrap, seed):
                 )
                 product = exact_product(columns, dealer.deal(labels[members[part]][drawn]))
                 totals[caches] += kernels.host(product).reshape(len(caches), num_sizes, bootstrap)
+        del trace  # before the next is read
     return new_hits, totals
 
 

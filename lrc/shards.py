@@ -154,7 +154,7 @@ class Corpus:
         here, away = [], []
         for part, values in zip(parts, arguments, strict=True):
             (away if part.trace is None else here).append((function, part, values))
-        if away and (self._configured or len(away) > 1 < self._workers):
+        if away and (self._configured or (len(away) > 1 and self._workers > 1)):
             sent = self._parallel()(joblib.delayed(_task)(task) for task in away)
             results = chain(sent, map(_task, here))
         else:

@@ -258,6 +258,7 @@ def _counted(traces, step, sample=None):
             )
         if sample == 0:
             return
+        del trace  # before the next is read
 
 
 def _block_sequences(trace, step):

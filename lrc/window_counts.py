@@ -5,7 +5,7 @@ machine, to the same last bit: `window_counts` of each part, their sum, `WindowC
 """
 
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 
 import numpy as np
@@ -138,10 +138,11 @@ def count_corpus(corpus: Corpus, segment_lengths, level, datasets) -> WindowCoun
 
 
 def _count(traces, segment_lengths, level, datasets):
-    return reduce(add, (_count_trace(trace, segment_lengths, level, datasets) for trace in traces))
+    # By map, for a loop would keep a trace while the next is read.
+    return reduce(add, map(partial(_count_trace, segment_lengths, level, datasets), traces))
 
 
-def _count_trace(trace, segment_lengths, level, datasets):
+def _count_trace(segment_lengths, level, datasets, trace):
     groups = dataset_groups(trace, datasets)
     counts = count_windows(
         trace.experts,

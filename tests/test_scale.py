@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -179,7 +180,9 @@ def test_products_and_sums_are_exact(data):
     weights = rng.integers(0, 5, (2, 4, rows))
     total = None
     for count, weight in zip(counts, weights, strict=True):
-        total = exact_sum(total, exact_product(count, weight.astype(np.float32)))
+        product = exact_product(count, weight.astype(np.float32))
+        product.flags.writeable = False  # as if it came from another process
+        total = exact_sum(total, product)
     expected = sum(
         c.T.astype(object) @ w.T.astype(object) for c, w in zip(counts, weights, strict=True)
     )
@@ -206,3 +209,23 @@ def test_a_cluster_gives_the_same_bits_also_when_a_worker_is_killed(backend, pac
         timeout=300,
     )
     assert run.returncode == 0, run.stderr[-3000:]
+
+
+def test_the_lines_of_the_chapter_are_those_that_are_tested(tmp_path, monkeypatch):
+    chapter = (ROOT / "book" / "scale.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", chapter, re.DOTALL)
+    tested = (ROOT / "tests" / "cluster_measure.py").read_text(encoding="utf-8")
+    for block, backend in zip(blocks[1:], ("dask", "ray"), strict=True):
+        (setup,) = re.findall(r"with joblib\.parallel_config\(.*\):", block)
+        assert f'backend="{backend}"' in setup
+        assert setup in tested
+    assert 'retry = {"max_restarts": 3, "max_task_retries": 3}' in chapter
+    assert 'retry = {"max_restarts": 3, "max_task_retries": 3}' in tested
+    # The first needs no cluster.
+    (tmp_path / "traces").mkdir()
+    trace = lrc.resolve_trace("toy:baseline").select(slice(4), layers=[0])
+    trace.save(tmp_path / "traces" / "a.parquet")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(blocks[0], names)
+    same(names["table"], lrc.srp(trace, level=("model", "layer"), bootstrap=1000))
