@@ -14,6 +14,7 @@ from lrc.live_measures import LiveMeasures, load_measures
 from lrc.notebook import glue, glue_table, setup_notebook
 from lrc.origin import decompose, shuffle_labels
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
+from lrc.planning import plan_recording
 from lrc.sizing import size_cache
 from lrc.specialization import specialization
 from lrc.srp import srp, srp_by_position
@@ -68,6 +69,7 @@ __all__ = [
     "load_token_counts",
     "load_trace",
     "prefetch",
+    "plan_recording",
     "published",
     "replay",
     "resolve_counts",
