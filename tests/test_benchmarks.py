@@ -36,8 +36,9 @@ def test_the_machine_is_named(results):
         ({"name": "a", "ours_s": 2, "baseline_s": 3e-9}, "a: ours 2 s; baseline 3 ns"),
         (
             {"name": "a", "ratio": 812.4, "ratio_low": 7, "ratio_high": 900},
-            "times faster 812 (7–900)",
+            "baseline / ours 812 (7–900)",
         ),
+        ({"name": "a", "ours_s": 1, "baseline_s": 8, "ratio": 0.125}, "baseline / ours 8"),
         ({"name": "a", "note": "b"}, "a: b"),
     ],
 )
