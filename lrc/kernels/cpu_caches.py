@@ -28,7 +28,7 @@ __all__ = ["BELADY", "LFU", "LOOKAHEAD", "LRU", "STATIC", "count_new_hits"]
 
 # Lanes walk to the bottom of every stack, and cost the same when they are empty: they are for
 # small stacks, and several of them.
-DEEPEST_LANES = 256
+DEEPEST_LANES = 512
 FEWEST_LANES = 4
 
 
