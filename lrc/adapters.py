@@ -4,7 +4,8 @@ Names, not classes: so code that comes with a checkpoint finds its adapter too, 
 modelling files is imported.
 
 An adapter is called with a model, a module's name and the module; it returns the layers that begin
-there (none, where a module only looks like experts), or raises `RecordError`.
+there (none, where a module only looks like experts; None, where it is not of the version that the
+adapter is for), or raises `RecordError`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lrc.errors import RecordError
 from lrc.moe_layer import MoeLayer, make_layer
 from lrc.probes import IndexArgument, OfSomeTokens, OutputOf
 
-Adapter = Callable[[nn.Module, str, nn.Module], list[MoeLayer]]
+Adapter = Callable[[nn.Module, str, nn.Module], list[MoeLayer] | None]
 
 
 def _refuse(reason: str) -> Adapter:
@@ -53,6 +54,11 @@ def _jetmoe(model, name, block):
             parameters=parameters,
         )
     ]
+
+
+def _granite(model, name, block):
+    """The same in transformers 4 and early 5; later, experts are handed ids."""
+    return _jetmoe(model, name, block) if hasattr(block, "input_linear") else None
 
 
 def _llama4(model, name, block):
@@ -202,6 +208,9 @@ def _mxfp4(model, name, block):
 
 ADAPTERS: dict[str, Adapter] = {
     "JetMoeMoE": _jetmoe,
+    "GraniteMoeMoE": _granite,
+    "GraniteMoeSharedMoE": _granite,
+    "GraniteMoeHybridMoE": _granite,
     # Experts of its attention; the others are what is recorded.
     "JetMoeMoA": lambda model, name, module: [],
     "Llama4TextMoe": _llama4,

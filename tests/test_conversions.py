@@ -20,7 +20,10 @@ PLAIN = [
     name for name in CONVERTED if not name.startswith("jetmoe") and (RECENT or name != "minicpm")
 ]
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def write(folder, config, weights, shards=2):
