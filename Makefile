@@ -13,6 +13,11 @@ READY := .venv/ready-$(shell { pwd -P; cat $(PINS); } | cksum | cut -d ' ' -f 1)
 # What only the tests need is large, so it comes with `make test`.
 TESTED := $(READY)-tests
 RUN   := .venv/bin/python
+# Models whose code is for transformers 4 run in an environment of their own.
+LEGACY := .venv-legacy/ready-$(shell { pwd -P; cat requirements-legacy.txt pyproject.toml; } | cksum | cut -d ' ' -f 1)
+
+LEGACY_TESTS := $(addprefix tests/test_,both_versions.py conversions.py expert_rows.py \
+  made_up_models.py models.py own_code.py paper_models.py)
 
 # Which Python to set .venv up with; name another one as `make PYTHON=/usr/bin/python3.12 book`.
 PYTHON ?=
@@ -20,15 +25,16 @@ PYTHON ?=
 # A checkout of the paper's scripts for `make bench` to measure against; see benchmarks.
 PAPER ?=
 
-.PHONY: help book test notebooks bench lock clean
+.PHONY: help book test test-legacy notebooks bench lock clean
 
 help:
-	@echo 'make book       run every notebook and build the book: _build/html/index.html'
-	@echo 'make test       ruff, unit tests, and every notebook against its committed outputs'
-	@echo 'make notebooks  run every notebook and rewrite its committed outputs'
-	@echo 'make bench      time the measures and write book/benchmarks.md; PAPER=FOLDER of the scripts'
-	@echo 'make lock       write the versions now in .venv to constraints.txt'
-	@echo 'make clean      remove what was built; .venv stays'
+	@echo 'make book         run every notebook and build the book: _build/html/index.html'
+	@echo 'make test         ruff, unit tests, and every notebook against its committed outputs'
+	@echo 'make test-legacy  recording and loading models with transformers 4.57'
+	@echo 'make notebooks    run every notebook and rewrite its committed outputs'
+	@echo 'make bench        time the measures and write book/benchmarks.md; PAPER=FOLDER of the scripts'
+	@echo 'make lock         write the versions now in .venv to constraints.txt'
+	@echo 'make clean        remove what was built; .venv stays'
 
 book: $(READY)
 	@$(RUN) book/build.py book
@@ -45,6 +51,10 @@ test: $(TESTED)
 bench: $(TESTED)
 	@$(RUN) -m benchmarks $(if $(PAPER),--paper '$(PAPER)')
 
+# pytest's options in pyproject.toml are for notebooks, which are not run here.
+test-legacy: $(LEGACY)
+	@OMP_NUM_THREADS=1 .venv-legacy/bin/python -m pytest -q -o addopts= $(LEGACY_TESTS)
+
 # A CPU-only torch calls itself 2.x.y+cpu, which other machines could not install; its CUDA
 # libraries follow from torch itself.
 lock: $(TESTED)
@@ -53,7 +63,7 @@ lock: $(TESTED)
 
 clean:
 	@rm -rf _build .pytest_cache .ruff_cache .hypothesis
-	@find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	@find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
@@ -69,6 +79,13 @@ $(READY):
 	@echo 'Installing the pinned packages into .venv (a few minutes the first time)'
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@rm -f .venv/ready-* && touch $@
+
+$(LEGACY): $(READY)
+	@$(RUN) -m venv .venv-legacy
+	@echo 'Installing transformers 4.57 into .venv-legacy (a few minutes the first time)'
+	@.venv-legacy/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-legacy.txt
+	@.venv-legacy/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@rm -f .venv-legacy/ready-* && touch $@
 
 $(TESTED): $(READY)
 	@echo 'Installing what only the tests need (a minute the first time)'

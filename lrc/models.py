@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -101,7 +102,7 @@ def load_model(
         _check_version(fields, name, remote)
         conversion = None if remote else find_conversion(fields)
         if conversion is None:
-            config = _config(source, trust_remote_code, hub)
+            config = _config(source, fields, trust_remote_code, hub)
             loader, skeleton = _skeleton(config, name, source, remote, hub)
         else:
             config, loader = conversion.config, conversion.model_class
@@ -170,7 +171,7 @@ def _check_version(fields, name, remote):
     import transformers
 
     version = transformers.__version__
-    recent = int(version.split(".")[0]) >= 5
+    recent = _recent()
     legacy = "install transformers 4.57 in an environment of its own"
     kind = fields.get("model_type")
     written_for = str(fields.get("transformers_version") or "4")
@@ -202,19 +203,46 @@ def _check_version(fields, name, remote):
         )
 
 
-def _config(source, trust_remote_code, hub):
+def _config(source, fields, trust_remote_code, hub):
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **hub)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **hub)
+    rope = fields.get("rope_parameters")
+    if not _recent() and isinstance(rope, dict) and "rope_theta" in rope:
+        # Written by transformers 5; version 4 would overlook it and take its defaults.
+        config.rope_theta = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            config.rope_scaling = {key: rope[key] for key in rope if key != "rope_theta"}
+    if not _recent() and getattr(config, "use_mamba_kernels", False):
+        # Version 5 finds out itself; 4 fails in the first forward pass.
+        config.use_mamba_kernels = _has_mamba_kernels()
+    return config
+
+
+def _has_mamba_kernels() -> bool:
+    import torch
+
+    packages = ("mamba_ssm", "causal_conv1d")
+    return torch.cuda.is_available() and all(find_spec(package) for package in packages)
+
+
+def _recent() -> bool:
+    import transformers
+
+    return int(transformers.__version__.split(".")[0]) >= 5
 
 
 def _tokenizer(source, trust_remote_code, hub):
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     if Path(source).is_dir():
         names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
         if not any((Path(source) / name).is_file() for name in names):
             return None
+    kind = None if _recent() else get_tokenizer_config(source, **hub).get("tokenizer_class")
+    if kind == "TokenizersBackend":  # Its name in transformers 5.
+        return PreTrainedTokenizerFast.from_pretrained(source, **hub)
     return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **hub)
 
 
@@ -239,7 +267,7 @@ def _skeleton(config, name, source, remote, hub):
     code = config.auto_map.get(auto_class.__name__) if remote else None
     if code is None:
         return auto_class, _without_weights(auto_class, config)
-    if int(transformers.__version__.split(".")[0]) < 5:
+    if not _recent():
         config.use_cache = False  # Caches of old code are not those of transformers 4.57.
     # from_config would run the newest code rather than that of the revision.
     own_class = get_class_from_dynamic_module(code, source, **hub)

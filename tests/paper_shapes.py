@@ -181,7 +181,7 @@ NATIVE = {
         "mamba_dt_rank": 4,
         "mamba_conv_bias": True,
         "mamba_proj_bias": False,
-        "use_mamba_kernels": False,
+        "use_mamba_kernels": True,
         "tie_word_embeddings": False,
     },
     "nllb": {
