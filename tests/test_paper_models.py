@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import paper_models_page
 import pytest
 import torch
 import transformers
@@ -143,3 +144,8 @@ def test_older_files_of_jetmoe(name, tmp_path):
     with torch.no_grad():
         expected = built(**inputs_for(built)).logits
     assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_page_of_the_book_is_up_to_date():
+    text = paper_models_page.PAGE.read_text(encoding="utf-8")
+    assert text == paper_models_page.page(), "run: python tests/paper_models_page.py"
