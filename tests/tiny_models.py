@@ -5,6 +5,7 @@ needs beside them. Routing is made clear (no near ties) and correction biases ar
 the top-k of a router's scores is not what runs where a bias takes part in the selection.
 """
 
+import inspect
 import re
 
 import torch
@@ -334,7 +335,8 @@ def config_of(name: str, **changes) -> PretrainedConfig:
 
 
 def _fields(cls) -> dict:
-    known = set(getattr(cls, "__dataclass_fields__", ())) | set(cls.attribute_map)
+    written = set(inspect.signature(cls.__init__).parameters)  # so in transformers 4
+    known = set(getattr(cls, "__dataclass_fields__", ())) | set(cls.attribute_map) | written
     fields = {name: value for name, value in _COMMON.items() if name in known}
     for part, part_class in cls.sub_configs.items():
         if getattr(part_class, "model_type", None):
