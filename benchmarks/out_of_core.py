@@ -103,7 +103,7 @@ def rows():
 
 def table(found):
     """The book's table: a row a measure."""
-    frame = pd.DataFrame(found).set_index(["read", "sequences", "measure"])
+    frame = pd.DataFrame(found).set_index(["read", "sequences", "measure"]).sort_index()
     short, long = SEQUENCES
     columns = {
         f"MB, {sequences:,} sequences": frame["peak_mb"]["row groups", sequences]
