@@ -1,14 +1,14 @@
 """Many small stacks side by side: one cache in each lane of a SIMD register.
 
-A stack of one token is walked once for all its uses, in `LANES` caches at a time, whatever depth
-the experts lie at. That leaves no branch and no look-up: a place of 16 stacks is one row of
-numbers, and what happens at it is a comparison, a minimum and a maximum of rows.
+A stack is walked once a token for all its uses, in `LANES` caches at a time, whatever depth the
+experts lie at. That leaves no branch and no look-up: a place of 16 stacks is one row of numbers,
+and what happens at it is a comparison, a minimum and a maximum of rows.
 
-The keys are priorities, and unique: the moment of the last use is part of them. So the experts of
-a token are found in the stack by their keys. 0, below all keys, marks what is empty. An expert that
-leaves its place makes it 0; the carried key falls into it (a maximum), and from there on 0 is
-carried (a minimum), which changes nothing. A new expert finds no place, so that the carried key
-falls into the first empty one.
+The keys are priorities, and those that are looked for are unique: a moment of use is part of them.
+So the experts of a token are found in the stack by their keys. 0, below all keys, marks what is
+empty. An expert that leaves its place makes it 0; the carried key falls into it (a maximum), and
+from there on 0 is carried (a minimum), which changes nothing. A new expert finds no place, so that
+the carried key falls into the first empty one.
 
 numba would not vectorize these loops, so they are written in LLVM's vectors (`simd`).
 """

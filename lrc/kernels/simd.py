@@ -2,6 +2,9 @@
 
 Functions that emit code, for use in `numba.extending.intrinsic`. A vector is as wide as the rows
 of an array [rows, width]; LLVM splits it into whatever registers the machine has.
+
+numba does not see changes of this file when it looks for compiled code on disk: after one, `make
+clean` makes it compile anew.
 """
 
 from contextlib import contextmanager
