@@ -1,4 +1,4 @@
-"""Ours against the scripts of the paper, run as they are, from a checkout of their repository.
+"""Caches of ours against those of the paper's scripts, run as they are, from a checkout.
 
 ``LRC_PAPER`` names the checkout; without it there are no rows. The scripts start as many processes
 as there are cores; ours as many threads. Their start-up (imports) is not timed. They need orjson
@@ -60,17 +60,11 @@ def rows():
 
 
 def _whole_scripts(trace, source, once, often, repetitions):
-    def srp():
-        levels = ("model", "layer", "expert")
-        for by_dataset in (False, True):
-            lrc.srp(trace, LENGTHS, level=levels, by_dataset=by_dataset, bootstrap=BOOTSTRAP)
-
     def caches(measure):
         for level in ("model", "layer"):
             measure(trace, level=level, by_dataset=True, bootstrap=BOOTSTRAP)
 
     for name, scripts, folder, ours in [
-        ("SRP at 3 levels", ["30_srp_calc.py", "31_srp_refine.py"], once, srp),
         ("SCH, 4 lengths", ["41_sch_calc.py"], often, partial(caches, lrc.sch)),
         ("LRU, LFU, Belady", ["50_chr_calc.py"], once, partial(caches, lrc.hit_rates)),
     ]:
@@ -133,7 +127,7 @@ def _one_core(trace, source, repetitions):
 
 def _write(trace, checkout, folder, times=1):
     """Lay the trace out as the scripts read it, each sequence so many times."""
-    for name in ("src", "model", "output/topk", "output/rank"):
+    for name in ("src", "model", "output/topk"):
         (folder / name).mkdir(parents=True)
     shutil.copytree(checkout / "data", folder / "data")
     shutil.copy(checkout / "config.json", folder)
@@ -146,10 +140,6 @@ def _write(trace, checkout, folder, times=1):
         ids = torch.from_numpy(trace.experts[:, :, layer].astype(np.int64))
         repeated = ids.repeat_interleave(times, dim=0).to(torch.int8)
         save_file({"all": repeated}, folder / "output" / "topk" / name)
-        # Rank of every expert; those used have the highest.
-        rank = torch.zeros((*ids.shape[:2], trace.num_experts), dtype=torch.int16)
-        rank.scatter_(-1, ids, trace.num_experts - 1)
-        save_file({"all": rank}, folder / "output" / "rank" / name)
 
 
 def _run(scripts, source, folder):

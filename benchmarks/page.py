@@ -18,7 +18,8 @@ FIGURE = ROOT / "book" / "_static" / "benchmark-scaling.png"
 TITLES = {
     "against_definition": "Against the definition",
     "against_libcachesim": "Against libcachesim",
-    "against_paper": "Against the paper's scripts",
+    "against_paper": "Caches, against the paper's scripts",
+    "srp": "SRP, against the paper's scripts",
     "first_call": "The first call",
     "memory": "Memory",
     "roofline": "What the hardware would allow",
