@@ -20,6 +20,7 @@ import pandas as pd
 
 from lrc.arguments import (
     check_level,
+    check_trace,
     checked_segment_lengths,
     dataset_labels,
     once,
@@ -34,6 +35,8 @@ from lrc.hit_counts import (
     count_and_resample,
     count_corpus,
 )
+from lrc.request_counts import hit_rate_table
+from lrc.requests import requests
 from lrc.shards import Corpus
 from lrc.trace import Trace
 
@@ -143,8 +146,10 @@ def hit_rates(
         One cache shared by all layers, or one for each layer.
     by_dataset : bool
         Measure each dataset by itself rather than all sequences pooled.
-    replay : {"paper"}
-        How a token's experts meet the cache, see `lrc.cache`.
+    replay : {"paper", "engine"}
+        How a token's experts meet the cache: "paper" as in `lrc.cache`, "engine" as in
+        `lrc.cache_replay`, where first uses miss, prompts (``meta["prompt_tokens"]``) run as one
+        step, and "belady" is the optimum. "engine" takes a trace in memory.
     bootstrap, confidence, seed
         As in `sch`.
 
@@ -168,6 +173,13 @@ def hit_rates(
     4  belady           2          2.0       0.6
     """
     check_bootstrap(bootstrap, confidence)
+    if replay == "engine":
+        check_trace(source)
+        check_level(level, LEVELS)
+        chosen = _checked_policies(policies)
+        datasets = dataset_labels(source, by_dataset)
+        resampling = (bootstrap, confidence, seed)
+        return hit_rate_table(source, requests(source), chosen, level, datasets, *resampling)
     with Corpus(source) as corpus:
         kind = _policy_kind(corpus, policies, level, replay)
         return _table(corpus, kind, by_dataset, bootstrap, confidence, seed)
@@ -226,7 +238,11 @@ def _sch_kind(corpus, segment_lengths, level, definition):
 def _policy_kind(corpus, policies, level, replay):
     check_level(level, LEVELS)
     if replay != "paper":
-        raise LrcError(f"replay is {replay!r}, but must be 'paper', the one contract known here")
+        raise LrcError(f"replay is {replay!r}, but must be 'paper', or 'engine' in lrc.hit_rates")
+    return HitKind("policy", _checked_policies(policies), replay, level, *_sizes(corpus))
+
+
+def _checked_policies(policies):
     policies = [policies] if isinstance(policies, str) else list(policies)
     known = ", ".join(map(repr, POLICIES))
     if not policies:
@@ -234,7 +250,7 @@ def _policy_kind(corpus, policies, level, replay):
     for policy in policies:
         if policy not in POLICIES:
             raise LrcError(f"policy {policy!r} is unknown: choose from {known}")
-    return HitKind("policy", once(policies, "policies"), replay, level, *_sizes(corpus))
+    return once(policies, "policies")
 
 
 def _sizes(corpus):

@@ -85,6 +85,8 @@ class Cache:
             first = len(uses)
         elif self.policy == "lfu_cached":
             first = sum(use[0] >= self.loaded[x] for use in uses)
+        elif self.policy in ("lfu_decay", "score") and not uses:
+            first = 0.0  # loaded ahead of need, and never needed so far
         elif self.policy == "lfu_decay":
             first = 0.0
             decay = 0.5 ** (1 / self.options["half_life"])

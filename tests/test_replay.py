@@ -295,3 +295,20 @@ def test_request_stacks_hold_what_caches_of_every_size_hold(trace, policy, data)
         found = replay(trace, policy, cache_size=size, prompt_tokens=prompts)
         hits = np.bincount(owners, found.hits, trace.num_sequences)
         assert depths[:, :size].sum(axis=1).tolist() == hits.tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(traces(max_layers=2, min_length=1), st.sampled_from(LEVELS), st.booleans())
+def test_the_table_of_hit_rates_is_that_of_single_replays(trace, level, by_dataset):
+    by_dataset = by_dataset and trace.datasets is not None
+    table = lrc.hit_rates(trace, replay="engine", level=level, by_dataset=by_dataset, bootstrap=3)
+    keys = [*(["dataset"] if by_dataset else []), *(["layer"] if level == "layer" else [])]
+    expected = [*keys, "policy", "cache_size", "cache_ratio", "hit_rate", "ci_low", "ci_high"]
+    assert list(table) == expected
+    for row in table[table["cache_size"].isin([1, 3])].itertuples():
+        part = trace.select(datasets=row.dataset) if by_dataset else trace
+        found = replay(part, row.policy, cache_size=row.cache_size, level=level)
+        hits = found.hits
+        if level == "layer":
+            hits = hits[found.requests.ids // trace.num_experts == row.layer]
+        assert row.hit_rate == pytest.approx(hits.mean(), abs=1e-12)
