@@ -5,34 +5,36 @@ from pathlib import Path
 from lrc.models import paper_models
 
 PAGE = Path(__file__).resolve().parent.parent / "book" / "paper_models.md"
-# The table stands between this line and the next that is empty.
+# The tables stand between this line and END.
 MARK = "<!-- written by tests/paper_models_page.py -->\n"
+END = "<!-- end -->\n"
 
-COLUMNS = {
+# Two tables, for all columns side by side are wider than a page.
+ROUTES = {
     "name": "model",
+    "transformers_5": "transformers 5",
+    "transformers_4": "4.57",
+    "native_class": "class",
+    "reason": "why, or what is converted",
+}
+SHAPES = {
     "hub_id": "on the hub",
     "layers": "layers",
     "moe_layers": "with experts",
     "experts": "experts",
     "top_k": "top-k",
     "shared_experts": "shared",
-    "native_class": "class",
-    "transformers_5": "transformers 5",
-    "transformers_4": "4.57",
-    "reason": "why, or what is converted",
 }
 
 
-def table() -> str:
-    """The registry in Markdown, sorted by name."""
+def table(columns: dict[str, str]) -> str:
+    """Columns of the registry in Markdown, sorted by name."""
     models = paper_models().sort_values("name", key=lambda names: names.str.lower())
-    rows = [list(COLUMNS.values()), ["---"] * len(COLUMNS)]
-    for model in models[list(COLUMNS)].astype(object).fillna("").itertuples(index=False):
-        cells = model._asdict()
-        cells["hub_id"] = f"`{cells['hub_id']}`"
-        if cells["native_class"]:
-            cells["native_class"] = f"`{cells['native_class']}`"
-        rows.append([str(cell) for cell in cells.values()])
+    heads = models["native_class"].str.extract(r"(\w+?)For", expand=False)
+    models["native_class"] = ("`" + heads + "`").where(heads.notna(), "")
+    models["hub_id"] = "`" + models["hub_id"] + "`"
+    rows = [list(columns.values()), ["---"] * len(columns)]
+    rows += models[list(columns)].astype(object).fillna("").astype(str).to_numpy().tolist()
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
@@ -40,7 +42,11 @@ def page() -> str:
     """The page as it should be."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, after = text.partition(MARK)
-    return before + MARK + table() + "\n" + after.partition("\n\n")[2]
+    shapes = (
+        "\nWhat they are like. Layers of an encoder-decoder are those of both stacks; shared experts "
+        "are counted in\nunits of one routed expert.\n\n"
+    )
+    return before + MARK + table(ROUTES) + shapes + table(SHAPES) + END + after.partition(END)[2]
 
 
 if __name__ == "__main__":
