@@ -151,16 +151,22 @@ def shown(row, key):
     if key.endswith("_s") and not key.endswith("per_s"):
         for unit, size in (("s", 1), ("ms", 1e-3), ("µs", 1e-6)):
             if number >= size:
-                return f"{number / size:.3g} {unit}"
-        return f"{number / 1e-9:.3g} ns"
+                return f"{_three_digits(number / size)} {unit}"
+        return f"{_three_digits(number / 1e-9)} ns"
     if key == "ratio":
         if "ratio_low" in row:
-            return f"{number:.3g} ({row['ratio_low']:.3g}–{row['ratio_high']:.3g})"
+            ends = f"{_three_digits(row['ratio_low'])}–{_three_digits(row['ratio_high'])}"
+            return f"{_three_digits(number)} ({ends})"
         # Benchmarks of overheads have theirs the other way round.
-        return f"{row['baseline_s'] / row['ours_s']:.3g}" if row.get("ours_s") else f"{number:.3g}"
+        return _three_digits(row["baseline_s"] / row["ours_s"] if row.get("ours_s") else number)
     if key == "accesses_per_s":
-        return f"{number / 1e6:.3g} million"
-    return f"{number:.0%}" if key == "share" else f"{number:.3g} MB"
+        return f"{_three_digits(number / 1e6)} million"
+    return f"{number:.0%}" if key == "share" else f"{_three_digits(number)} MB"
+
+
+def _three_digits(number):
+    """Three digits that count, never as a power of ten."""
+    return f"{number:,.0f}" if number >= 999.5 else f"{number:.3g}"
 
 
 def in_words(row):

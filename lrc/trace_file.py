@@ -40,6 +40,8 @@ VERSION = 1
 KEY = b"lrc"
 # Ids in a row group: small enough to read out of core, large enough to compress well.
 ROW_GROUP_IDS = 1 << 24
+# Ids that are decoded at a time.
+DECODED_IDS = 1 << 20
 COLUMNS = {
     "dataset": pa.string(),
     "tokens": pa.int32(),
@@ -357,8 +359,30 @@ class TraceFile:
 
     def _read_group(self, group, lengths, arrays):
         """Fill lengths and arrays with a row group, and return its labels."""
+        labels, start = [], 0
+        # Arrow takes many times the memory of what it decodes at once.
+        each = self.sequence_length * self.num_layers * self.top_k
+        batches = self._parquet.iter_batches(max(1, DECODED_IDS // max(1, each)), [group])
+        while (batch := self._next(batches)) is not None:
+            stop = start + batch.num_rows
+            part = {name: array[start:stop] for name, array in arrays.items()}
+            labels += self._read_rows(
+                group, pa.Table.from_batches([batch]), lengths[start:stop], part
+            )
+            start = stop
+        if start != len(lengths):
+            raise self._damaged(f"row group {group} has {start} rows instead of {len(lengths)}")
+        return labels
+
+    def _next(self, batches):
         try:
-            table = self._parquet.read_row_group(group).combine_chunks()
+            return next(batches, None)
+        except Exception as error:
+            raise self._unreadable(error) from error
+
+    def _read_rows(self, group, table, lengths, arrays):
+        """Fill lengths and arrays with rows of a row group, and return their labels."""
+        try:
             if table["tokens"].null_count or table["checksum"].null_count:
                 raise self._damaged("a length or checksum is missing")
             lengths[:] = table["tokens"].to_numpy()

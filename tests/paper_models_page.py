@@ -43,8 +43,8 @@ def page() -> str:
     text = PAGE.read_text(encoding="utf-8")
     before, _, after = text.partition(MARK)
     shapes = (
-        "\nWhat they are like. Layers of an encoder-decoder are those of both stacks; shared experts "
-        "are counted in\nunits of one routed expert.\n\n"
+        "\nWhat they are like. Layers of an encoder-decoder are those of both stacks; shared "
+        "experts are counted in\nunits of one routed expert.\n\n"
     )
     return before + MARK + table(ROUTES) + shapes + table(SHAPES) + END + after.partition(END)[2]
 
