@@ -68,3 +68,31 @@ def in_new_process(code, *arguments):
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     return float(done.stdout.split()[-1])
+
+
+def time_hooks(model, clock) -> list[float]:
+    """Wrap each hook of lrc so that it adds its time to the list that is returned.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Inside the block of a recorder.
+    clock : callable
+        `time.perf_counter` or `time.process_time`.
+    """
+    spent: list[float] = []
+
+    def timed(hook):
+        def call(*arguments):
+            start = clock()
+            hook(*arguments)
+            spent.append(clock() - start)
+
+        return call
+
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in hooks.items():
+                if hook.__module__.startswith("lrc"):
+                    hooks[key] = timed(hook)
+    return spent

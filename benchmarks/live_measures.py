@@ -18,6 +18,7 @@ import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import lrc
+from benchmarks.harness import time_hooks
 
 TOKENS = 512
 PASSES = 5
@@ -40,7 +41,7 @@ def rows() -> list[dict]:
             tokens = _tokens(turn)
             passes.append(_seconds(lambda tokens=tokens: model(tokens)) / torch.get_num_threads())
             with recorder:
-                spent = time_hooks(model)
+                spent = time_hooks(model, time.process_time)
                 model(tokens)
             hooks.append(sum(spent))
             making.append(_seconds(recorder.trace) / turn)
@@ -67,26 +68,6 @@ def rows() -> list[dict]:
                 }
             )
     return found
-
-
-def time_hooks(model) -> list[float]:
-    """Wrap each hook of lrc so that it adds its seconds to the list that is returned."""
-    spent: list[float] = []
-
-    def timed(hook):
-        def call(*arguments):
-            start = time.process_time()
-            hook(*arguments)
-            spent.append(time.process_time() - start)
-
-        return call
-
-    for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key, hook in hooks.items():
-                if hook.__module__.startswith("lrc"):
-                    hooks[key] = timed(hook)
-    return spent
 
 
 def _counting(trace, measures, level):

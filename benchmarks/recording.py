@@ -5,7 +5,7 @@ which is handed ids (transformers 5), and in a list, where rows have to be compa
 and most code that comes with a checkpoint). A pass with hooks and one without differ by less than
 two passes without, so the hooks themselves are timed.
 
-Run it as ``python benchmarks/recording.py``.
+Run it as ``python -m benchmarks.recording``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from statistics import median
 
 import torch
 from torch import nn
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import lrc
+from benchmarks.harness import time_hooks
+from benchmarks.live_measures import qwen3
 
 TOKENS = 512
 REPEATS = 3
@@ -37,7 +38,7 @@ def rows() -> list[dict]:
                 model(tokens)
                 passes.append(time.perf_counter() - start)
                 with lrc.Recorder(model, predictions=False) as recorder:
-                    spent = _time_hooks(model)
+                    spent = time_hooks(model, time.perf_counter)
                     model(tokens)
                 hooks.append(sum(spent))
         trace = recorder.trace()
@@ -62,21 +63,7 @@ def rows() -> list[dict]:
 
 
 def _model(keep_in_list: bool):
-    config = Qwen3MoeConfig(
-        vocab_size=1024,
-        hidden_size=1024,
-        intermediate_size=1024,
-        num_hidden_layers=3,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-        head_dim=64,
-        num_experts=64,
-        num_experts_per_tok=8,
-        moe_intermediate_size=512,
-        max_position_embeddings=TOKENS,
-    )
-    torch.manual_seed(0)
-    model = Qwen3MoeForCausalLM(config).eval()
+    model = qwen3(3, 64, 8, hidden=1024, width=512)
     if keep_in_list:
         for layer in model.model.layers:
             layer.mlp = _Listed(layer.mlp)
@@ -110,26 +97,6 @@ class _Listed(nn.Module):
             at, slot = torch.where(ids == expert)
             output.index_add_(0, at, module(tokens[at]) * weights[at, slot, None])
         return output.reshape(hidden_states.shape)
-
-
-def _time_hooks(model) -> list[float]:
-    """Wrap each hook of lrc so that it adds its seconds to the list that is returned."""
-    spent: list[float] = []
-
-    def timed(hook):
-        def call(*arguments):
-            start = time.perf_counter()
-            hook(*arguments)
-            spent.append(time.perf_counter() - start)
-
-        return call
-
-    for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key, hook in hooks.items():
-                if hook.__module__.startswith("lrc"):
-                    hooks[key] = timed(hook)
-    return spent
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ import torch
 
 import lrc
 from benchmarks import machine
-from benchmarks.live_measures import qwen3, time_hooks
+from benchmarks.harness import time_hooks
+from benchmarks.live_measures import qwen3
 from lrc.live_measures import LiveMeasures
 from lrc.planning import RATES, write_tables
 from lrc.trace_file import TraceWriter, iter_trace
@@ -94,7 +95,7 @@ def _times(model, texts):
     """CPU seconds of each step for a million ids; what is in the file beside them."""
     found = {}
     with torch.no_grad(), lrc.Recorder(model) as recorder:
-        spent = time_hooks(model)
+        spent = time_hooks(model, time.process_time)
         for batch in texts.split(1):
             model(batch)
         found["hooks"] = sum(spent)
