@@ -14,8 +14,7 @@ ROUTES = {
     "name": "model",
     "transformers_5": "transformers 5",
     "transformers_4": "4.57",
-    "native_class": "class",
-    "reason": "why, or what is converted",
+    "reason": "why, or into what",
 }
 SHAPES = {
     "hub_id": "on the hub",
@@ -31,7 +30,8 @@ def table(columns: dict[str, str]) -> str:
     """Columns of the registry in Markdown, sorted by name."""
     models = paper_models().sort_values("name", key=lambda names: names.str.lower())
     heads = models["native_class"].str.extract(r"(\w+?)For", expand=False)
-    models["native_class"] = ("`" + heads + "`").where(heads.notna(), "")
+    converted = models["transformers_5"] == "converted"
+    models.loc[converted, "reason"] = "into `" + heads + "`: " + models["reason"]
     models["hub_id"] = "`" + models["hub_id"] + "`"
     rows = [list(columns.values()), ["---"] * len(columns)]
     rows += models[list(columns)].astype(object).fillna("").astype(str).to_numpy().tolist()
