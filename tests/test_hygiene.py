@@ -76,7 +76,9 @@ class TestNotebook:
         assert all(
             isinstance(line, ast.AnnAssign) and line.value for line in ast.parse(source).body
         )
-        assert all("  # " in line for line in source.splitlines()), "a parameter lacks its help"
+        helps = [line.partition("  # ")[2] for line in source.splitlines()]
+        assert all(helps), "a parameter lacks its help"
+        assert not any("=" in told for told in helps), "papermill cannot read a help with '='"
         assert "lrc.check_parameters(" in code[tagged[0] + 1].source
 
     def test_needs_no_network_to_be_read(self, outputs):
