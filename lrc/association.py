@@ -104,7 +104,9 @@ def correlation(
             strata = _strata(known, given, within, stratum)
             values = _compared(known, measure, outcome, within, strata, ranks)
             # [units, moments]: what is resampled, and sums that a correlation follows from.
-            units = _moments(*values.T, np.arange(len(known)) if given is None else strata)
+            units = _moments(
+                values[:, 0], values[:, 1], np.arange(len(known)) if given is None else strata
+            )
             estimate = float(_pearson(units.sum(axis=0)))
             if len(known) < 3 or np.isnan(estimate):
                 undefined.append(name)

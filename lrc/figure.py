@@ -202,7 +202,9 @@ def name_ticks(axes: Axes, texts: list[str], inches: float) -> None:
     step = math.ceil(len(texts) * 0.16 / inches)
     room = inches / math.ceil(len(texts) / step)
     slanted = max(map(len, texts)) * 0.082 > room
-    turn = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    turn: dict[str, Any] = (
+        {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    )
     axes.set_xticks(range(0, len(texts), step), texts[::step], **turn)
     axes.tick_params(axis="x", length=0)
 

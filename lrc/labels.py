@@ -27,12 +27,12 @@ def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarra
     gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
     # Least squares under "each at least `gap` above the one below": with the gaps subtracted it is
     # isotonic regression, solved by pooling neighbours that are out of order.
-    pools: list[list[float]] = []  # mean and size
+    pools: list[tuple[float, int]] = []  # mean and size
     for value in wanted[order] - gap * np.arange(len(wanted)):
-        pools.append([value, 1])
+        pools.append((value, 1))
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             (above, many), (below, few) = pools.pop(), pools.pop()
-            pools.append([(above * many + below * few) / (many + few), many + few])
+            pools.append(((above * many + below * few) / (many + few), many + few))
     level = np.concatenate([[mean] * size for mean, size in pools])
     level = np.clip(level, low, high - gap * (len(wanted) - 1))
     placed = np.empty(len(wanted))
@@ -74,7 +74,7 @@ def place(
     distance = np.abs(points[:, None] - points[None]).sum(axis=2)
     for label in np.argsort(np.sort(distance, axis=1)[:, :4].sum(axis=1), kind="stable"):
         width, height = sizes[label]
-        best = None
+        best: tuple = ()
         for reach in (1.0, 4.5):
             for across, up in _SIDES:
                 offset = np.array([across, up]) * (clear * reach)
@@ -86,7 +86,7 @@ def place(
                     bottom - box[1], 0, box[3] - top
                 )
                 cost = _covered(box, np.array(boxes)) + 1e3 * outside + (reach > 1) * 0.5 * height
-                if best is None or cost < best[0]:
+                if not best or cost < best[0]:
                     best = (cost, corner, box, reach > 1)
         _, corners[label], box, far[label] = best
         boxes.append(box)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
@@ -26,7 +26,11 @@ from lrc.whole_files import put_in_place, temporary_beside, writing
 from lrc.window_counts import WindowCounts, window_counts
 
 VERSION = 1
-_COUNTERS = {"srp": window_counts, "sch": sch_counts, "hit_rates": policy_counts}
+_COUNTERS: dict[str, Callable] = {
+    "srp": window_counts,
+    "sch": sch_counts,
+    "hit_rates": policy_counts,
+}
 
 
 class LiveMeasures:
@@ -160,7 +164,7 @@ def load_measures(path: str | PathLike | Iterable[str | PathLike]) -> LiveMeasur
     """
     paths = shard_paths(path)
     if paths is None:
-        return _load(Path(path))
+        return _load(Path(path))  # type: ignore[arg-type]  # a single path, then
     parts = [_load(one) for one in paths]
     check_ranks([(one, part.meta) for one, part in zip(paths, parts, strict=True)])
     total = parts[0]

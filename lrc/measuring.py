@@ -96,12 +96,15 @@ class _InMemory:
     """Counts a row group at a time."""
 
     finished = False
-    place = "memory"
+    place: object = "memory"
 
     def __init__(self, new: LiveMeasures, device, shard):
         self.notes: list[Note] = []
         self._new, self._device, self._shard = new, device, shard
         self._by_stack: dict[str, LiveMeasures] = {}
+
+    def compare(self, traces):
+        pass  # There is no earlier run.
 
     def wants(self, recorder):
         return is_full(recorder)

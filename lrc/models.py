@@ -6,13 +6,13 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lrc.conversions import Conversion, find_conversion
+from lrc.conversions import find_conversion
 from lrc.errors import LrcError, ModelError, RecordError
 from lrc.paper_models import OWN_CODE_TYPES, ROUTES, paper_models
 
@@ -126,7 +126,7 @@ def load_model(
         )
         _check_complete(model, loading, name, conversion.added if conversion else None)
         if conversion is not None and conversion.finish is not None:
-            _finish(model, conversion, name)
+            _finish(model, conversion.name, conversion.finish, name)
     if name.startswith(TOY):
         model.config._name_or_path = name
     if device is not None:
@@ -326,17 +326,17 @@ def _check_complete(model, loading, name, added):
         )
 
 
-def _finish(model, conversion: Conversion, name):
+def _finish(model, conversion: str, finish: Callable, name: str):
     import torch
 
     if any(weight.is_meta or not weight.is_floating_point() for weight in model.parameters()):
         raise ModelError(
-            f"{name}: {conversion.name} is converted while it is loaded, which needs its weights "
+            f"{name}: {conversion} is converted while it is loaded, which needs its weights "
             "in memory and not quantized; leave out quantization_config, and give a device_map "
             "that offloads nothing"
         )
     with torch.no_grad():
-        conversion.finish(model)
+        finish(model)
 
 
 def _default_device():
@@ -388,10 +388,11 @@ def _explain(error: BaseException) -> str:
     import transformers
     from huggingface_hub import errors
 
-    chain = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
     for kind, text in (
         (errors.GatedRepoError, "is gated; accept its terms on the hub and log in (hf auth login)"),
         (errors.RevisionNotFoundError, "has no such revision on the hub"),

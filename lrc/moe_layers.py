@@ -166,11 +166,9 @@ def _listed(model, name, module) -> dict[int, nn.Module] | None:
         return None
     if isinstance(module, nn.ModuleDict):
         numbers = [re.search(r"\d+$", str(key)) for _, key, _ in items]
-        if all(numbers):
-            items = [
-                (int(n.group()), key, child)
-                for n, (_, key, child) in zip(numbers, items, strict=True)
-            ]
+        known = [int(number.group()) for number in numbers if number]
+        if len(known) == len(items):
+            items = [(at, key, child) for at, (_, key, child) in zip(known, items, strict=True)]
     experts = {at: child for at, _, child in items}
     named = re.search("expert", f"{own} {type(items[0][2]).__name__}", re.IGNORECASE)
     if not named and not _beside_router(model.get_submodule(name.rpartition(".")[0]), experts):

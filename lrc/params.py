@@ -228,8 +228,9 @@ def _read_cells(
             statements = ast.parse(cell).body
         except SyntaxError:
             continue
-        if statements and all(isinstance(line, ast.AnnAssign) for line in statements):
-            return _declared(cell, statements, namespace), given
+        declared = [line for line in statements if isinstance(line, ast.AnnAssign)]
+        if declared and len(declared) == len(statements):
+            return _declared(cell, declared, namespace), given
         if cell.lstrip().startswith("# Parameters"):
             names = [line.targets[0] for line in statements if isinstance(line, ast.Assign)]
             given = [name.id for name in names if isinstance(name, ast.Name)]
@@ -250,7 +251,8 @@ def _declared(
     for line in statements:
         kind = eval(ast.unparse(line.annotation), namespace)
         default = ast.unparse(line.value) if line.value else ""
-        found[line.target.id] = _Parameter(kind, default, comments.get(line.end_lineno, ""))
+        comment = comments.get(line.end_lineno or line.lineno, "")
+        found[ast.unparse(line.target)] = _Parameter(kind, default, comment)
     return found
 
 

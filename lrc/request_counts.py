@@ -54,7 +54,7 @@ def request_counts(asked: Requests, policy: str, level: str, num_sequences: int)
             *(part.sequences[first:last].astype(np.int64), num_ids, depths[cache]),
         )
 
-    threads = max(1, config.NUMBA_NUM_THREADS)
+    threads = max(1, config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     pieces = min(num_sequences, -(-4 * threads // len(parts)))
     bounds = np.linspace(0, num_sequences, pieces + 1).astype(int).tolist()
     jobs = [

@@ -119,17 +119,17 @@ def requests(trace: Trace, prompt_tokens=None) -> Requests:
     num_requests = int(steps.sum()) * trace.num_layers
     weights = np.zeros((0, 0, 0, 0)) if trace.weights is None else trace.weights
     weights = weights.astype(np.float32)
-    arrays = (
-        np.empty(int((trace.experts >= 0).sum()), np.int32),
-        np.zeros(int((trace.experts >= 0).sum()), np.float32),
-        np.zeros(num_requests + 1, np.int64),
-        *(np.empty(num_requests, np.int32) for _ in range(3)),
+    ids = np.empty(int((trace.experts >= 0).sum()), np.int32)
+    use_weights = np.zeros(len(ids), np.float32)
+    starts = np.zeros(num_requests + 1, np.int64)
+    layers, step_of, sequences = (np.empty(num_requests, np.int32) for _ in range(3))
+    places = (starts, layers, step_of, sequences)
+    uses = _fill(
+        *(trace.experts, weights, trace.lengths, prompts, trace.num_experts),
+        *(ids, use_weights, *places),
     )
-    uses = _fill(trace.experts, weights, trace.lengths, prompts, trace.num_experts, *arrays)
-    ids, use_weights, *rest = arrays
-    return Requests(
-        ids[:uses], use_weights[:uses], *rest, prompts, trace.num_layers, trace.num_experts
-    )
+    sizes = (trace.num_layers, trace.num_experts)
+    return Requests(ids[:uses], use_weights[:uses], *places, prompts, *sizes)
 
 
 @njit(cache=True, nogil=True)

@@ -151,12 +151,13 @@ class Corpus:
         object
             The sum.
         """
-        here, away = [], []
+        here: list[tuple] = []
+        away: list[tuple] = []
         for part, values in zip(parts, arguments, strict=True):
             (away if part.trace is None else here).append((function, part, values))
         if away and (self._configured or (len(away) > 1 and self._workers > 1)):
             sent = self._parallel()(joblib.delayed(_task)(task) for task in away)
-            results = chain(sent, map(_task, here))
+            results: Iterable = chain(sent, map(_task, here))
         else:
             results = map(_task, here + away)
         return reduce(combine, results)

@@ -4,6 +4,8 @@ What `lrc.specialization` measures of one trace, side by side for all that is kn
 with SRP as the paper does (arXiv 2505.16056, Section 4.2) and with other things equal.
 """
 
+from typing import Any
+
 import pandas as pd
 
 from lrc import published, toys
@@ -67,12 +69,12 @@ def compare(
     """
     if measures is None:
         measures = [name for name in MEASURES if name in experts]
-    held = {
+    held: dict[str, dict[str, Any]] = {
         "all experts": {},
         "same use": {"given": "activation_rate", "stratum": stratum},
         "same use and layer": {"given": "activation_rate", "stratum": stratum, "within": "layer"},
     }
-    options = {"by": by, "bootstrap": bootstrap, "seed": seed}
+    options: dict[str, Any] = {"by": by, "bootstrap": bootstrap, "seed": seed}
     parts = [
         correlation(experts, measures, **options, **same).assign(compared=name)
         for name, same in held.items()

@@ -64,7 +64,7 @@ class StackRecorder:
         self._batches: list[_Batch] = []
         self.num_ids = 0
         self._by_cache: WeakKeyDictionary = WeakKeyDictionary()
-        self.active: list[MoeLayer] | None = None
+        self.active: list[MoeLayer] = None  # type: ignore[assignment]  # until the first pass
         self.ranked = False
         self._seen: ForwardPass | None = None
         self.leave()
@@ -88,7 +88,7 @@ class StackRecorder:
         try:
             for position, layer in enumerate(self.layers):
                 handles += layer.probe.attach(self._see(position, layer))
-                if self.mode == "paper":
+                if self.mode == "paper" and layer.router is not None:
                     hook = self._router_hook(position)
                     handles.append(layer.router.register_forward_hook(hook))
         except BaseException:
@@ -238,10 +238,12 @@ class _Batch:
         self.end = end
         self._passes: list[dict] = []
 
-    def add(self, valid: np.ndarray | None, **arrays: np.ndarray | None) -> None:
+    def add(
+        self, valid: np.ndarray | None, experts: np.ndarray, **arrays: np.ndarray | None
+    ) -> None:
         """Append a pass: arrays [sequences, tokens, …] or None, padding included."""
-        self.end += arrays["experts"].shape[1]
-        self._passes.append({"valid": valid, **arrays})
+        self.end += experts.shape[1]
+        self._passes.append({"valid": valid, "experts": experts, **arrays})
 
     def predict(self, predicted_ids: np.ndarray | None) -> None:
         """Add the predictions of the last pass."""
@@ -255,7 +257,7 @@ class _Batch:
     def sequences(self, slots: int) -> Iterator[dict]:
         """Yield each sequence as a dict of arrays [tokens, …] without padding, or None."""
         for i in range(self.size):
-            sequence = {}
+            sequence: dict[str, np.ndarray | None] = {}
             for name, fill in _ARRAYS:
                 parts = [one[name] for one in self._passes]
                 if any(part is None for part in parts):

@@ -188,8 +188,8 @@ def _styles() -> dict[str, Style]:
     for colors, *models in _PUBLISHED:
         for names, color, marker in zip(models, colors, _MARKERS, strict=False):
             styles |= dict.fromkeys(map(_plain, names), Style(names[1], color, marker))
-    for entry, *names in _OTHERS:
-        styles |= dict.fromkeys(map(_plain, (entry.label, *names)), entry)
+    for entry, *others in _OTHERS:
+        styles |= dict.fromkeys(map(_plain, (entry.label, *others)), entry)
     return styles
 
 

@@ -3,7 +3,7 @@
 A trace is validated once, when it is built; everything that measures one may rely on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from os import PathLike
 
 import numpy as np
@@ -318,12 +318,12 @@ def _rebuild(parts):
     return Trace._adopt(parts.pop("experts"), parts.pop("num_experts"), **parts)
 
 
-def concat_traces(traces: Sequence[Trace]) -> Trace:
+def concat_traces(traces: Iterable[Trace]) -> Trace:
     """Sequences of several traces of one model, one after the other.
 
     Parameters
     ----------
-    traces : sequence of Trace
+    traces : iterable of Trace
         With the same layers, top_k and num_experts; shorter ones are padded. An optional array
         (labels, token ids, weights) must be in all of them or in none. `meta` is the first's, but
         for ``prompt_tokens`` of each sequence, which are kept where all traces have them.

@@ -219,7 +219,7 @@ def load_trace(path: str | PathLike | Iterable[str | PathLike]) -> Trace:
     shards = shard_paths(path)
     if shards is not None:
         return concat_traces(iter_shards(shards))
-    with TraceFile(path) as file:
+    with TraceFile(path) as file:  # type: ignore[arg-type]  # a single path, then
         return file.read(*range(file.num_row_groups))
 
 
@@ -243,7 +243,7 @@ def iter_trace(path: str | PathLike | Iterable[str | PathLike]) -> Iterator[Trac
     if shards is not None:
         yield from iter_shards(shards)
         return
-    with TraceFile(path) as file:
+    with TraceFile(path) as file:  # type: ignore[arg-type]  # a single path, then
         for group in range(file.num_row_groups):
             yield file.read(group)
 

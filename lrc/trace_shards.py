@@ -7,7 +7,7 @@ sequences each of its batches has.
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from os import PathLike, fspath
 from pathlib import Path
@@ -18,7 +18,7 @@ from lrc.trace import Trace, concat_traces
 from lrc.trace_file import TraceFile
 
 
-def shard_paths(path) -> list[Path] | None:
+def shard_paths(path: str | PathLike | Iterable[str | PathLike]) -> list[Path] | None:
     """Return the files that a pattern or a list of paths means; None for one path by itself."""
     if isinstance(path, str | PathLike):
         text = fspath(path)
@@ -26,7 +26,7 @@ def shard_paths(path) -> list[Path] | None:
             return None
         paths = sorted(glob.glob(text))
     else:
-        paths = list(path)
+        paths = [fspath(one) for one in path]
     if not paths:
         raise TraceError(f"{path}: no such files")
     return [Path(one) for one in paths]

@@ -9,6 +9,7 @@ import tempfile
 from hashlib import blake2b
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ __all__ = ["KINDS", "TokenCounts", "load_token_counts", "token_counts"]
 KINDS = ("in", "predicted", "next")
 
 _VERSION = 1
-_COLUMNS = {
+_COLUMNS: dict[str, Any] = {
     "kind": np.int8,
     "layer": np.int16,
     "token_id": np.int32,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
@@ -36,6 +37,8 @@ _DOMAIN_CHARACTERS = 3_000_000  # Per domain and split: more than any toy run re
 _DOCUMENT_CHARACTERS = 60_000  # A single huge file must not dominate its domain.
 _HELD_OUT_PERCENT = {"licence": 15, "javascript": 12}  # Small domains need a larger share.
 _HELD_OUT_PERCENT_DEFAULT = 8
+
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 Wanted = Callable[[str], bool]  # Says of a document's key whether its text is wanted.
 
@@ -158,7 +161,7 @@ def _python(wanted: Wanted) -> Iterator[str]:
 def _documentation(wanted: Wanted) -> Iterator[str]:
     for tree in _modules(("numpy", "scipy", "pandas"), wanted):
         strings = [ast.get_docstring(node) for node in ast.walk(tree) if _has_docstring(node)]
-        text = "\n\n".join(string for string in strings if len(string) > 200)
+        text = "\n\n".join(string for string in strings if string and len(string) > 200)
         if text:
             yield text
 
@@ -174,9 +177,8 @@ def _modules(packages: tuple[str, ...], wanted: Wanted) -> Iterator[ast.Module]:
                 continue
 
 
-def _has_docstring(node: ast.AST) -> bool:
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    return isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None
+def _has_docstring(node: ast.AST) -> TypeGuard[_Documented]:
+    return isinstance(node, _Documented) and ast.get_docstring(node, clean=False) is not None
 
 
 def _cpp(wanted: Wanted) -> Iterator[str]:
@@ -199,7 +201,7 @@ def _javascript(wanted: Wanted) -> Iterator[str]:
 
 def _readme(wanted: Wanted) -> Iterator[str]:
     for distribution in _distributions():
-        text = distribution.metadata.get_payload()
+        text = distribution.metadata.get_payload()  # type: ignore[attr-defined]  # an email message
         wanted_name = wanted(distribution.metadata["Name"].lower())
         if isinstance(text, str) and len(text) > 300 and wanted_name:
             yield text

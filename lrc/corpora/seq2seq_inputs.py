@@ -9,6 +9,7 @@ translations.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -119,8 +120,8 @@ def copies(texts: Sequences | SequenceStream, *, decoder_start_token_id: int) ->
 
 
 def pairs(
-    inputs: Sequence,
-    targets: Sequence,
+    inputs: Sequence | np.ndarray,
+    targets: Sequence | np.ndarray,
     *,
     decoder_start_token_id: int,
     datasets: Iterable[str] | str | None = None,
@@ -162,7 +163,7 @@ def pairs(
         raise CorpusError(
             f"there are {len(inputs)} inputs and {len(targets)} targets: give as many, at least one"
         )
-    batch = {}
+    batch: dict[str, Any] = {}
     batch["input_ids"], batch["attention_mask"] = _padded(inputs, "inputs", 0)
     labels, mask = _padded(targets, "targets", _IGNORED)
     shifted = np.full_like(labels, 0)
@@ -287,7 +288,7 @@ def _sentinels(tokenizer, count: int) -> np.ndarray:
     return np.array([vocabulary[name] for name in names])
 
 
-def _padded(rows: Sequence, name: str, fill: int) -> tuple[np.ndarray, np.ndarray]:
+def _padded(rows: Sequence | np.ndarray, name: str, fill: int) -> tuple[np.ndarray, np.ndarray]:
     empty = next((number for number, row in enumerate(rows) if not len(row)), None)
     if empty is not None:
         raise CorpusError(f"{name} {empty} is empty: leave the pair out")

@@ -74,7 +74,7 @@ class Cache(NamedTuple):
 
     resident: np.ndarray
     place: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # a tuple has a method of that name
     last: np.ndarray
     since: np.ndarray
     score: np.ndarray

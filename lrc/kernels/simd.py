@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-_INDEX = ir.IntType(types.intp.bitwidth)
+_INDEX = ir.IntType(types.intp.bitwidth)  # type: ignore[attr-defined]
 _LANE = ir.IntType(32)
 
 
