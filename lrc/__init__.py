@@ -45,6 +45,7 @@ _LAZY_MODULES: tuple[str, ...] = (
     "specialists",
     "toy_comparison",
     "toys",
+    "unions",
 )
 
 __all__ = [

@@ -95,6 +95,26 @@ def requests(trace: Trace, prompt_tokens=None) -> Requests:
     >>> requests(trace, prompt_tokens=2).ids
     array([0, 1, 2], dtype=int32)
     """
+    prompts = checked_prompts(trace, prompt_tokens)
+    steps = trace.lengths - np.maximum(prompts - 1, 0)
+    num_requests = int(steps.sum()) * trace.num_layers
+    weights = np.zeros((0, 0, 0, 0)) if trace.weights is None else trace.weights
+    weights = weights.astype(np.float32)
+    ids = np.empty(int((trace.experts >= 0).sum()), np.int32)
+    use_weights = np.zeros(len(ids), np.float32)
+    starts = np.zeros(num_requests + 1, np.int64)
+    layers, step_of, sequences = (np.empty(num_requests, np.int32) for _ in range(3))
+    places = (starts, layers, step_of, sequences)
+    uses = _fill(
+        *(trace.experts, weights, trace.lengths, prompts, trace.num_experts),
+        *(ids, use_weights, *places),
+    )
+    sizes = (trace.num_layers, trace.num_experts)
+    return Requests(ids[:uses], use_weights[:uses], *places, prompts, *sizes)
+
+
+def checked_prompts(trace: Trace, prompt_tokens) -> np.ndarray:
+    """Tokens of each sequence's prompt as in `requests`, int64 [sequences], or `LrcError`."""
     if prompt_tokens is None:
         prompt_tokens = (trace.meta or {}).get("prompt_tokens", 0)
     prompts = np.asarray(prompt_tokens)
@@ -115,21 +135,7 @@ def requests(trace: Trace, prompt_tokens=None) -> Requests:
             f"prompt_tokens of sequence {i} is {prompts[i]}, but the sequence has "
             f"{trace.lengths[i]} tokens"
         )
-    steps = trace.lengths - np.maximum(prompts - 1, 0)
-    num_requests = int(steps.sum()) * trace.num_layers
-    weights = np.zeros((0, 0, 0, 0)) if trace.weights is None else trace.weights
-    weights = weights.astype(np.float32)
-    ids = np.empty(int((trace.experts >= 0).sum()), np.int32)
-    use_weights = np.zeros(len(ids), np.float32)
-    starts = np.zeros(num_requests + 1, np.int64)
-    layers, step_of, sequences = (np.empty(num_requests, np.int32) for _ in range(3))
-    places = (starts, layers, step_of, sequences)
-    uses = _fill(
-        *(trace.experts, weights, trace.lengths, prompts, trace.num_experts),
-        *(ids, use_weights, *places),
-    )
-    sizes = (trace.num_layers, trace.num_experts)
-    return Requests(ids[:uses], use_weights[:uses], *places, prompts, *sizes)
+    return prompts
 
 
 @njit(cache=True, nogil=True)

@@ -16,6 +16,7 @@ from lrc.request_counts import POLICIES, request_counts
 from lrc.requests import requests
 from lrc.throughput import Device
 from lrc.trace import Trace
+from lrc.unions import join_steps
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,8 @@ def size_cache(
     prompt_tokens=None,
     expert_bytes=None,
     device: Device | None = None,
+    batch_size: int = 1,
+    draft_tokens: int = 1,
     gain: float = 0.1,
     bootstrap: int = 500,
     confidence: float = 0.95,
@@ -135,7 +138,12 @@ def size_cache(
     prompt_tokens, expert_bytes
         As in `lrc.replay`.
     device : lrc.throughput.Device, optional
-        Tells the tokens per second to expect.
+        Tells the tokens per second to expect. Its `compute_ms` is that of a step, of as many tokens
+        as a step has.
+    batch_size, draft_tokens : int
+        Texts that run in lockstep, and tokens of a draft that is accepted as a whole, see
+        `lrc.unions.join_steps`. Hits are then counted per step, in which an expert is looked up
+        once however many tokens need it; ``cache_ratio`` stays relative to a single token.
     gain : float
         The knee is the smallest cache from which on as many more slots as a token activates add
         less than this to the hit rate.
@@ -171,15 +179,25 @@ def size_cache(
     if sum(value is not None for value in given.values()) > 1:
         raise LrcError("give one of target, budget_bytes and cache_size, or none for the knee")
     sizes = expert_sizes(trace, expert_bytes)
-    asked = requests(trace, prompt_tokens)
+    joined, step_tokens = trace, 1.0
+    if (batch_size, draft_tokens) != (1, 1):
+        joined = join_steps(
+            trace,
+            batch_size=batch_size,
+            draft_tokens=draft_tokens,
+            prompt_tokens=prompt_tokens,
+            seed=seed,
+        )
+        step_tokens, prompt_tokens = joined.meta["step_tokens"], None
+    asked = requests(joined, prompt_tokens)
     if not len(asked.ids):
         raise LrcError("the trace uses no expert: there is nothing to size")
-    counts = request_counts(asked, policy, level, trace.num_sequences)
-    curve, rates = _curve(trace, counts, level, bootstrap, confidence, seed)
+    counts = request_counts(asked, policy, level, joined.num_sequences)
+    curve, rates = _curve(joined, trace.top_k, counts, level, bootstrap, confidence, seed)
     knee = _knee(curve, rates, gain, confidence)
     slots, reason = _choose(trace, curve, knee, sizes, level, given)
     row = curve[curve["cache_size"] == slots].iloc[0]
-    split, split_rates = _split(trace, asked, policy, slots)
+    split, split_rates = _split(trace, asked, policy, slots, joined.num_sequences)
     speed = None
     if device is not None:
         if sizes is None:
@@ -187,7 +205,7 @@ def size_cache(
         per_cache = slots if level == "model" else slots // trace.num_layers
         speed = device.tokens_per_second(
             replay(
-                trace,
+                joined,
                 policy,
                 cache_size=per_cache,
                 level=level,
@@ -195,6 +213,7 @@ def size_cache(
                 expert_bytes=sizes,
             )
         )
+        speed = tuple(step_tokens * value for value in speed)
     return Sizing(
         policy,
         level,
@@ -211,7 +230,7 @@ def size_cache(
     )
 
 
-def _curve(trace, counts, level, bootstrap, confidence, seed):
+def _curve(trace, top_k, counts, level, bootstrap, confidence, seed):
     """Hit rate at every size, all layers pooled; and that of every resample, or None."""
     pooled = counts.sum(axis=1)  # [sequences, sizes + 1]: of equal caches, or of the one
     caches = counts.shape[1]
@@ -221,7 +240,7 @@ def _curve(trace, counts, level, bootstrap, confidence, seed):
     table = pd.DataFrame(
         {
             "cache_size": slots,
-            "cache_ratio": slots / (trace.top_k * trace.num_layers),
+            "cache_ratio": slots / (top_k * trace.num_layers),
             "hit_rate": rate,
         }
     )
@@ -314,14 +333,14 @@ def _check_budget(name, value, least, trace, level):
         )
 
 
-def _split(trace, asked, policy, slots):
+def _split(trace, asked, policy, slots, num_sequences):
     """Slots of each layer, divided evenly and best, and the hit rates of all divisions."""
     uses = len(asked.ids)
-    shared = request_counts(asked, policy, "model", trace.num_sequences).sum(axis=(0, 1))
+    shared = request_counts(asked, policy, "model", num_sequences).sum(axis=(0, 1))
     rates = {"shared": float(shared[:slots].sum() / uses)}
     if trace.num_layers < 2 or slots < trace.num_layers * trace.top_k:
         return None, rates
-    own = request_counts(asked, policy, "layer", trace.num_sequences).sum(axis=0)
+    own = request_counts(asked, policy, "layer", num_sequences).sum(axis=0)
     hits = own.cumsum(axis=1)[:, :-1]
     even = even_split(slots, trace.num_layers, most=trace.num_experts)
     best = best_split(hits, slots, least=trace.top_k)

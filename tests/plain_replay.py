@@ -253,3 +253,25 @@ def fewest_misses(requests, capacity):
                 after[content] = min(after.get(content, cost), cost)
         best = after
     return min(best.values())
+
+
+def joined_steps(trace, prompts, batches, draft):
+    """(batch, step): {layer: experts in order of first use}, and how many tokens share the step.
+
+    `batches` lists the sequences of each batch.
+    """
+    experts, tokens = {}, {}
+    for b, members in enumerate(batches):
+        for s in members:
+            for t in range(int(trace.lengths[s])):
+                after = (t - prompts[s]) // draft + (1 if prompts[s] else 0)
+                step = 0 if t < prompts[s] else after
+                tokens[b, step] = tokens.get((b, step), 0) + 1
+                for layer in range(trace.num_layers):
+                    there = experts.setdefault((b, step, layer), {})
+                    for k in range(trace.top_k):
+                        e = int(trace.experts[s, t, layer, k])
+                        if e >= 0:
+                            weight = 0.0 if trace.weights is None else trace.weights[s, t, layer, k]
+                            there[e] = there.get(e, 0.0) + float(weight)
+    return experts, tokens

@@ -70,6 +70,21 @@ def test_speed_is_that_of_the_replay_on_the_device():
     assert "tokens a second" in found.sentence()
 
 
+@pytest.mark.parametrize("together", [{"batch_size": 3}, {"draft_tokens": 4}])
+def test_several_tokens_a_step_are_replayed_as_their_unions(together):
+    device = Device(compute_ms=20, bandwidth=1e8)
+    found = size_cache(TOY, cache_size=128, device=device, bootstrap=20, **together)
+    joined = lrc.unions.join_steps(TOY, **together)
+    single = lrc.replay(joined, cache_size=128)
+    assert found.hit_rate == pytest.approx(single.hit_rate, abs=1e-12)
+    tokens = TOY.num_tokens / joined.lengths.sum()
+    expected = tokens * np.array(device.tokens_per_second(single))
+    assert found.tokens_per_second == pytest.approx(expected)
+    assert found.curve["cache_ratio"].iloc[-1] == 8
+    alone = size_cache(TOY, cache_size=128, device=device, bootstrap=0)
+    assert found.tokens_per_second[1] > alone.tokens_per_second[1]
+
+
 def test_json_says_the_same():
     found = size_cache(TOY, cache_size=64, bootstrap=20)
     plain = json.loads(found.to_json())
@@ -110,6 +125,8 @@ def test_a_single_text_has_no_interval():
         ({"target": 1.0}, "the rest are first uses"),
         ({"target": 0.5, "cache_size": 64}, "give one of target"),
         ({"policy": "sieve"}, "lrc.replay"),
+        ({"batch_size": 13}, "only 12 texts"),
+        ({"draft_tokens": 0}, "draft_tokens is 0"),
         ({"level": "expert"}, "level is 'expert'"),
     ],
 )
