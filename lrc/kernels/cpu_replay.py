@@ -322,56 +322,71 @@ def _make_room(needed, mark, now, clock, rules, cache):
 @njit(cache=True, nogil=True)
 def _victim(mark, now, clock, rules, cache):
     """The resident to evict, neither pinned nor protected by the mark; -1 if there is none."""
-    policy, whole = rules.policy, cache.whole
-    candidates = 0
-    for i in range(whole[HEIGHT]):
-        candidates += _may_go(cache.resident[i], mark, rules, cache)
-    if candidates == 0:
-        return -1
-    if policy == RANDOM:
-        whole[RANDOM_STATE] = (whole[RANDOM_STATE] * 1103515245 + 12345) & 0x7FFFFFFF
-        skip = (whole[RANDOM_STATE] >> 8) % candidates
-        for i in range(whole[HEIGHT]):
-            x = cache.resident[i]
-            if _may_go(x, mark, rules, cache):
-                if skip == 0:
-                    return x
-                skip -= 1
+    # Arrays by name: to hand the whole cache on for each resident takes longer than to look at it.
+    policy, whole, pinned, protected = rules.policy, cache.whole, rules.pinned, cache.protected
     if policy == SIEVE:
-        x = whole[HAND] if whole[HAND] >= 0 else whole[OLDEST]
-        while True:
-            free = _may_go(x, mark, rules, cache)
-            if free and not cache.visited[x]:
-                whole[HAND] = x  # removing it moves the hand on
-                return x
-            if free:
-                cache.visited[x] = False
-            x = cache.newer[x] if cache.newer[x] >= 0 else whole[OLDEST]
+        return _sieved(mark, rules, cache)
+    if policy == RANDOM:
+        return _drawn(mark, rules, cache)
+    resident, last, count, stamp = cache.resident, cache.last, cache.count, cache.stamp
+    since, score, future = cache.since, cache.score, cache.future
     best = np.int64(-1)
     best_key = 0.0
     for i in range(whole[HEIGHT]):
-        x = cache.resident[i]
-        if not _may_go(x, mark, rules, cache):
+        x = resident[i]
+        if pinned[x] or protected[x] == mark:
             continue
         if policy == FIFO:
-            key = float(cache.since[x])
+            key = float(since[x])
         elif policy in (LFU, LFU_CACHED):
-            key = float(cache.count[x])
+            key = float(count[x])
         elif policy == LFRU:
-            key = cache.count[x] / (now - cache.last[x] + 1)
+            key = count[x] / (now - last[x] + 1)
         elif policy == SCORE:
-            key = cache.score[x] * rules.decay ** (clock - cache.stamp[x])
+            key = score[x] * rules.decay ** (clock - stamp[x])
         elif policy == BELADY:
-            key = -float(cache.future[x])
+            key = -float(future[x])
         else:
             key = 0.0
-        earlier = best >= 0 and cache.last[x] < cache.last[best]
-        if best < 0 or key < best_key or (key == best_key and earlier):
+        if best < 0 or key < best_key or (key == best_key and last[x] < last[best]):
             best = x
             best_key = key
     return best
 
 
 @njit(cache=True, nogil=True)
-def _may_go(x, mark, rules, cache):
-    return not rules.pinned[x] and cache.protected[x] != mark
+def _drawn(mark, rules, cache):
+    """One of those that may go, each as likely."""
+    whole, resident, pinned, protected = cache.whole, cache.resident, rules.pinned, cache.protected
+    candidates = 0
+    for i in range(whole[HEIGHT]):
+        x = resident[i]
+        candidates += not pinned[x] and protected[x] != mark
+    if candidates == 0:
+        return np.int64(-1)
+    whole[RANDOM_STATE] = (whole[RANDOM_STATE] * 1103515245 + 12345) & 0x7FFFFFFF
+    skip = (whole[RANDOM_STATE] >> 8) % candidates
+    for i in range(whole[HEIGHT]):
+        x = resident[i]
+        if not pinned[x] and protected[x] != mark:
+            if skip == 0:
+                return x
+            skip -= 1
+    return np.int64(-1)
+
+
+@njit(cache=True, nogil=True)
+def _sieved(mark, rules, cache):
+    """The next, from the hand on, that was not used since the hand passed."""
+    whole, pinned, protected = cache.whole, rules.pinned, cache.protected
+    newer, visited = cache.newer, cache.visited
+    x = whole[HAND] if whole[HAND] >= 0 else whole[OLDEST]
+    # In the second round nothing that may go is marked as used any more.
+    for _ in range(2 * whole[HEIGHT]):
+        if not pinned[x] and protected[x] != mark:
+            if not visited[x]:
+                whole[HAND] = x  # removing it moves the hand on
+                return x
+            visited[x] = False
+        x = newer[x] if newer[x] >= 0 else whole[OLDEST]
+    return np.int64(-1)
