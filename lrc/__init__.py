@@ -42,6 +42,7 @@ _LAZY_MODULES: tuple[str, ...] = (
     "curves",
     "importers",
     "models",
+    "public_traces",
     "specialists",
     "toy_comparison",
     "toys",

@@ -114,8 +114,9 @@ def resolve_trace(source: str, *, parameter: str = "trace"):
     Parameters
     ----------
     source
-        ``toy:NAME`` or ``toy:NAME:SEED``, a shipped trace of a toy model; or the path of a trace
-        that `Trace.save` or `lrc.record` wrote.
+        ``toy:NAME`` or ``toy:NAME:SEED``, a shipped trace of a toy model; ``public:NAME``, a trace
+        of a real model that others published (`lrc.public_traces`), fetched if it is not here; or
+        the path of a trace that `Trace.save` or `lrc.record` wrote.
     parameter
         Name of the parameter, for the error message.
 
@@ -126,17 +127,25 @@ def resolve_trace(source: str, *, parameter: str = "trace"):
     Raises
     ------
     ParameterError
-        There is no such toy or file, or the file holds no valid trace.
+        There is no such toy, public trace or file, or the file holds no valid trace.
     """
     text = str(source)
     if text.startswith("toy:"):
         return _shipped("load_trace", text, parameter)
+    if text.startswith("public:"):
+        from lrc import public_traces
+
+        try:
+            return public_traces.load(text.removeprefix("public:"))
+        except LrcError as error:
+            raise ParameterError(f"{parameter}: {error}") from error
 
     path = Path(text).expanduser()
     if not path.exists():
         raise ParameterError(
             f"{parameter}: there is no file {text!r} in {Path.cwd()}; give the path of a trace "
-            "file, or toy:NAME for one of the shipped toy models, such as toy:baseline"
+            "file, toy:NAME for one of the shipped toy models, such as toy:baseline, or "
+            "public:NAME for a published trace, such as public:deepseek-v2-lite"
         )
     from lrc.trace_file import load_trace
 

@@ -84,6 +84,37 @@ def test_notebooks_run_again_only_if_something_changed(build, tmp_path, monkeypa
     assert len(ran) == 5
 
 
+def test_a_notebook_without_its_public_traces_keeps_its_outputs(
+    build, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(build, "stage", lambda executed: None)
+    monkeypatch.setattr(build, "build_pages", lambda: None)
+    here = []
+    monkeypatch.setattr(build.public_traces, "is_here", lambda name: name in here)
+    (tmp_path / "constraints.txt").write_text("")
+    path = tmp_path / "notebooks" / "01_x.ipynb"
+    book = notebook("6 * 7")
+    book.metadata["lrc"] = {"public_traces": ["phone-qwen", "gpt-oss-20b"]}
+    book.cells[0].outputs = [nbformat.v4.new_output("stream", text="as committed")]
+    nbformat.write(book, path)
+    before = path.read_bytes()
+    here.append("phone-qwen")
+    build.book()
+    build.rewrite_notebooks()
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 2
+    assert "01_x.ipynb  not run, committed outputs used" in told[0]
+    assert "(gpt-oss-20b)" in told[0]
+    assert path.read_bytes() == before
+    executed = tmp_path / "_build" / "executed" / "01_x.ipynb"
+    assert executed.read_bytes() == before
+    here.append("gpt-oss-20b")
+    build.book()
+    assert nbformat.read(executed, 4).cells[0].outputs[0].data == {"text/plain": "42"}
+    assert path.read_bytes() == before
+    assert nbformat.read(executed, 4).metadata["lrc"] == book.metadata["lrc"]
+
+
 def test_charts_describe_themselves_to_the_page(build):
     book = notebook("chart", "chart with a text of its author")
     for cell in book.cells:

@@ -61,7 +61,7 @@ class TestNotebook:
         assert not [output.text for output in outputs if output.get("name") == "stderr"]
 
     def test_metadata_are_the_same_on_every_machine(self, book):
-        assert set(book.metadata) <= {"kernelspec", "language_info", "mystnb"}
+        assert set(book.metadata) <= {"kernelspec", "language_info", "mystnb", "lrc"}
         assert book.metadata.kernelspec.name == "python3"
         assert set(book.metadata.language_info) == {"name", "pygments_lexer"}
         for cell in book.cells:
@@ -80,6 +80,14 @@ class TestNotebook:
         assert all(helps), "a parameter lacks its help"
         assert not any("=" in told for told in helps), "papermill cannot read a help with '='"
         assert "lrc.check_parameters(" in code[tagged[0] + 1].source
+
+    def test_names_the_public_traces_that_it_needs(self, book, code):
+        """A notebook that takes them by default is marked, and ends politely without them."""
+        parameters = next(c.source for c in code if "parameters" in c.metadata.get("tags", []))
+        needed = book.metadata.get("lrc", {}).get("public_traces", [])
+        assert set(needed) <= set(lrc.public_traces.names())
+        asked = any("public_traces.require(" in cell.source for cell in code)
+        assert bool(needed) == asked == ("download: bool = False" in parameters)
 
     def test_needs_no_network_to_be_read(self, outputs):
         for output in outputs:

@@ -9,6 +9,7 @@ from lrc.errors import TraceError
 from lrc.importers import responses, route_trace
 from lrc.importers.arrays import read_arrays
 from lrc.importers.esft import FILE, find_layers, read_esft
+from lrc.importers.fingerprint import KEY, PATTERN, read_fingerprints
 from lrc.importers.log import Format, Options, name_of
 from lrc.importers.npy import NPY_MAGIC, Npz, load_torch
 from lrc.importers.resolve import build_trace
@@ -25,6 +26,7 @@ FORMATS: dict[str, Format] = {
     "array": Format("arrays: .npy, .npz, .pt, replay buffers", read_arrays, ("lengths",)),
     "route-trace": Format("CSV of route_trace v1", route_trace.read_route_trace),
     "esft": Format("folder of ESFT's expert_weights_N.txt", read_esft),
+    "fingerprint": Format("JSON of gpt-oss's expert fingerprints", read_fingerprints),
 }
 """Formats that `lrc.load_routes` reads."""
 
@@ -56,11 +58,12 @@ def load_routes(
     Parameters
     ----------
     source : path or object
-        A file or folder; or what it would hold: an array or tensor, a list of one array a layer, a
-        mapping of arrays, parsed responses, outputs of vLLM's ``LLM.generate``.
+        A file or folder; a list of files, for expert fingerprints; or what a file would hold: an
+        array or tensor, a list of one array a layer, a mapping of arrays, parsed responses, outputs
+        of vLLM's ``LLM.generate``.
     format : str, optional
         One of `lrc.importers.FORMATS`: "vllm", "sglang", "sglang-recorder", "array",
-        "route-trace", "esft".
+        "route-trace", "esft", "fingerprint".
     num_experts : int, optional
         Routed experts of a layer. Needed unless the log says it.
     num_layers, top_k : int, optional
@@ -166,7 +169,9 @@ def _find_file(path, name):
     """Format of a file or folder, by content; None if there is none."""
     if path.is_dir():
         folders = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
-        return "esft" if any(map(find_layers, folders)) else None
+        if any(map(find_layers, folders)):
+            return "esft"
+        return "fingerprint" if next(path.rglob(PATTERN), None) else None
     try:
         with open(path, "rb") as file:
             head = file.read(256)
@@ -185,7 +190,10 @@ def _find_file(path, name):
     if FILE.fullmatch(path.name):
         return "esft"
     if head.lstrip()[:1] in (b"{", b"["):
-        return responses.kind_of(next(responses.documents(path)))
+        document = next(responses.documents(path))
+        if isinstance(document, Mapping) and KEY in document:
+            return "fingerprint"
+        return responses.kind_of(document)
     return None
 
 
@@ -195,6 +203,8 @@ def _find_object(source):
     if hasattr(source, "outputs") or hasattr(source, "routed_experts"):
         return "vllm"
     if isinstance(source, list | tuple) and source and not hasattr(source[0], "ndim"):
+        if all(isinstance(path, Path) for path in source):
+            return _find_file(source[0], name_of(source[0]))
         if isinstance(source[0], Mapping):
             return responses.kind_of(source)
         if hasattr(source[0], "outputs") or hasattr(source[0], "routed_experts"):
