@@ -13,8 +13,10 @@ from lrc.errors import LrcError, RecordError, TraceError
 from lrc.live_measures import LiveMeasures, load_measures
 from lrc.notebook import glue, glue_table, setup_notebook
 from lrc.origin import decompose, shuffle_labels
+from lrc.overlap import overlap_by_distance, overlap_half_life
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
 from lrc.planning import plan_recording
+from lrc.segment_overlap import overlap_sources, segment_overlap
 from lrc.sizing import size_cache
 from lrc.specialization import specialization
 from lrc.srp import srp, srp_by_position
@@ -70,6 +72,9 @@ __all__ = [
     "load_measures",
     "load_token_counts",
     "load_trace",
+    "overlap_by_distance",
+    "overlap_half_life",
+    "overlap_sources",
     "prefetch",
     "plan_recording",
     "published",
@@ -77,6 +82,7 @@ __all__ = [
     "resolve_counts",
     "resolve_trace",
     "sch",
+    "segment_overlap",
     "setup_notebook",
     "shuffle",
     "shuffle_labels",

@@ -7,7 +7,7 @@ a token uses. The level that popularity alone gives is the zero to measure from.
 import numpy as np
 import pandas as pd
 
-from lrc.arguments import check_trace, checked_segment_lengths
+from lrc.arguments import check_level, check_trace, checked_segment_lengths
 from lrc.errors import LrcError
 from lrc.srp import srp
 from lrc.trace import Trace
@@ -153,11 +153,16 @@ def shuffle(trace: Trace, level: str = "all", *, seed: int = 0) -> Trace:
     (unshuffled)    and order: which experts follow each other
     ==============  ====================================================================
 
+    "token" is a level beside these: the text stays, and each token is routed as another token of
+    its id was somewhere in the trace. What it leaves follows from the words alone, without their
+    context (a word that occurs once keeps its own routing).
+
     Parameters
     ----------
     trace : Trace
-    level : {"all", "domain", "sequence"}, default "all"
-        Tokens change places within the whole trace, within their dataset, or within their sequence.
+    level : {"all", "domain", "sequence", "token"}, default "all"
+        Tokens change places within the whole trace, within their dataset, within their sequence, or
+        with tokens of the same id.
     seed : int, default 0
 
     Returns
@@ -167,18 +172,22 @@ def shuffle(trace: Trace, level: str = "all", *, seed: int = 0) -> Trace:
     Raises
     ------
     LrcError
-        Unknown level, or "domain" for a trace without datasets.
+        Unknown level, "domain" for a trace without datasets, or "token" for one without token ids.
     """
     check_trace(trace)
-    if level not in ("all", "domain", "sequence"):
-        raise LrcError(f"level is {level!r}, but must be 'all', 'domain' or 'sequence'")
+    check_level(level, ("all", "domain", "sequence", "token"))
     if level == "domain" and trace.datasets is None:
         raise LrcError("level='domain' needs a trace with datasets, but this one has no labels")
+    if level == "token" and trace.token_ids is None:
+        raise LrcError("level='token' needs a trace with token_ids, but this one has none")
     rows, columns = trace.valid.nonzero()
     if level == "all":
         pools = np.zeros(len(rows), np.int64)
     elif level == "sequence":
         pools = rows
+    elif level == "token":
+        ids = trace.token_ids[rows, columns].astype(np.int64)
+        pools = np.where(ids >= 0, ids, -1 - np.arange(len(ids)))  # Unknown ones stay.
     else:
         pools = np.unique(trace.datasets, return_inverse=True)[1][rows]
     # Random order within each pool; pools keep the places they have.

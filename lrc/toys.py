@@ -185,6 +185,43 @@ def load_trace(name: str, seed: int = 0) -> Trace:
     return trace_file.load_trace(_shipped_file("traces", name, seed))
 
 
+def with_token_ids(trace: Trace) -> Trace:
+    """Return a shipped trace with its token ids, read from the packages that its texts come from.
+
+    The texts are those of Python and of the packages installed with it, which cannot be shipped.
+
+    Parameters
+    ----------
+    trace : Trace
+        As `load_trace` returns it.
+
+    Raises
+    ------
+    LrcError
+        The trace is of other texts than those installed here.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    from lrc import corpora
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(DATA / "baseline")
+    names = trace.dataset_names or [""]
+    texts = corpora.sequences(
+        tokenizer,
+        corpora.embedded("held-out"),
+        per_domain=max(1, trace.num_sequences // len(names)),
+        length=trace.shape[1],
+    )
+    if texts.fingerprint() != trace.meta.get("fingerprint"):
+        raise LrcError(
+            "the token ids of this trace cannot be made: Python and its packages hold other texts "
+            "here than where the trace was recorded (constraints.txt names their versions)"
+        )
+    parts = {"lengths": trace.lengths, "datasets": trace.datasets, "weights": trace.weights}
+    parts |= {"predicted_ids": trace.predicted_ids, "meta": trace.meta}
+    return Trace(trace.experts, trace.num_experts, token_ids=texts.token_ids, **parts)
+
+
 def load_counts(name: str, seed: int = 0) -> TokenCounts:
     """Return the shipped token counts of a variant: what vocabulary specialization needs.
 

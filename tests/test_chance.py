@@ -102,7 +102,7 @@ def test_alternating_experts_stay_below_chance():
 
 @given(
     traces(token_ids=True, weights=True, datasets=True),
-    st.sampled_from(["all", "domain", "sequence"]),
+    st.sampled_from(["all", "domain", "sequence", "token"]),
     st.integers(0, 3),
 )
 def test_shuffling_moves_whole_tokens_within_their_pool(trace, level, seed):
@@ -111,8 +111,10 @@ def test_shuffling_moves_whole_tokens_within_their_pool(trace, level, seed):
     def pools(some):
         found = {}
         for i, length in enumerate(some.lengths.tolist()):
-            pool = {"all": 0, "domain": str(some.datasets[i]), "sequence": i}[level]
+            pool = {"all": 0, "domain": str(some.datasets[i]), "sequence": i}.get(level)
             for t in range(length):
+                if level == "token":
+                    pool = int(some.token_ids[i, t])
                 token = (
                     some.experts[i, t].tobytes(),
                     some.weights[i, t].tobytes(),
@@ -126,6 +128,8 @@ def test_shuffling_moves_whole_tokens_within_their_pool(trace, level, seed):
     assert shuffled.lengths.tolist() == trace.lengths.tolist()
     assert shuffled.datasets.tolist() == trace.datasets.tolist()
     assert shuffled.meta == trace.meta
+    if level == "token":
+        assert shuffled.token_ids.tolist() == trace.token_ids.tolist()
     assert shuffled.equals(lrc.shuffle(trace, level, seed=seed))
 
 
@@ -239,6 +243,8 @@ def test_bad_arguments_are_explained():
         lrc.chance(rates, level="layer")
     with pytest.raises(lrc.LrcError, match="no labels"):
         lrc.shuffle(trace, "domain")
+    with pytest.raises(lrc.LrcError, match="needs a trace with token_ids"):
+        lrc.shuffle(trace, "token")
     with pytest.raises(lrc.LrcError, match="level is 'text'"):
         lrc.shuffle(trace, "text")
 
