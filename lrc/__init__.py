@@ -11,6 +11,7 @@ from lrc.chance import chance, excess, shuffle
 from lrc.diagnosis import diagnose
 from lrc.errors import LrcError, RecordError, TraceError
 from lrc.live_measures import LiveMeasures, load_measures
+from lrc.local_balance import local_balance
 from lrc.notebook import glue, glue_table, setup_notebook
 from lrc.origin import decompose, shuffle_labels
 from lrc.overlap import overlap_by_distance, overlap_half_life
@@ -47,6 +48,7 @@ _LAZY_MODULES: tuple[str, ...] = (
     "public_traces",
     "specialists",
     "toy_comparison",
+    "toy_statistics",
     "toys",
     "unions",
 )
@@ -72,6 +74,7 @@ __all__ = [
     "load_measures",
     "load_token_counts",
     "load_trace",
+    "local_balance",
     "overlap_by_distance",
     "overlap_half_life",
     "overlap_sources",

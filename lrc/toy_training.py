@@ -1,8 +1,10 @@
 """Train the toy family and record its traces: ``python -m lrc.toy_training``.
 
 Runs resume where they stopped, finished runs are skipped, and the same command uses a GPU where
-there is one. What the package ships (traces, loss curves, the baseline's weights) is written by
-``--ship``.
+there is one. What the package ships is written by ``--ship`` (traces, losses, the weights of the
+baseline) and ``--statistics`` (of experiments, and of runs with ``--snapshots``), see
+`lrc.toy_shipping`. The experiments were trained with
+``python -m lrc.toy_training NAME --steps 400``.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +19,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lrc import corpora, toys
-from lrc.trace import Trace
-from lrc.trace_file import TraceWriter
+from lrc import corpora, toy_models, toys
+from lrc.toy_texts import VOCABULARY, held_out_sequences, tokenizer, training_sequences
 
-TOKENIZER = toys.DATA / "tokenizer.json"
-VOCABULARY = 2048
 TRACED_PER_DOMAIN = 12
-COUNTED_PER_DOMAIN = 32
 
 
 @dataclass(frozen=True)
@@ -45,70 +42,9 @@ class Preset:
     steps: int = 1200
     batch: int = 4
     learning_rate: float = 1e-2
-    z_loss: float = 1e-3
 
 
 PRESET = Preset()
-
-
-def tokenizer():
-    """Return the family's tokenizer, byte-level BPE; trained on the embedded corpus if missing."""
-    from transformers import PreTrainedTokenizerFast
-
-    if not TOKENIZER.is_file():
-        _train_tokenizer()
-    return PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER), eos_token="<eos>")
-
-
-def _train_tokenizer() -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    # The same amount of every domain, so that none owns the vocabulary.
-    texts = corpora.embedded("train")
-    size = min(sum(map(len, documents)) for documents in texts.values())
-    sample = (text for documents in texts.values() for text in _first(documents, size))
-    bpe.train_from_iterator(sample, trainer)
-    TOKENIZER.parent.mkdir(parents=True, exist_ok=True)
-    partial = TOKENIZER.with_suffix(".partial")
-    bpe.save(str(partial))
-    os.replace(partial, TOKENIZER)
-
-
-def _first(documents: list[str], characters: int):
-    for document in documents:
-        if characters <= 0:
-            return
-        yield document[:characters]
-        characters -= len(document)
-
-
-def training_sequences(preset: Preset = PRESET) -> corpora.Sequences:
-    """Return the training sequences, the same number of every domain, in one fixed order.
-
-    A domain with too little text is repeated.
-    """
-    encoder = tokenizer()
-    per_domain = -(-preset.steps * preset.batch // len(corpora.DOMAINS))
-    parts, labels = [], []
-    for domain, documents in corpora.embedded("train").items():
-        packed = corpora.pack(documents, encoder)
-        parts.append(np.resize(packed, (per_domain, packed.shape[1])))
-        labels += [domain] * per_domain
-    return corpora.Sequences(np.concatenate(parts), tuple(labels))
-
-
-def held_out_sequences(per_domain: int) -> corpora.Sequences:
-    """Return the first `per_domain` held-out sequences of every domain."""
-    return corpora.sequences(tokenizer(), per_domain=per_domain)
 
 
 def routing_losses(
@@ -141,18 +77,27 @@ def routing_losses(
     return balance, z
 
 
-def train(name: str, seed: int = 0, out: Path = Path("runs/toys"), preset: Preset = PRESET) -> Path:
+def train(
+    name: str,
+    seed: int = 0,
+    out: Path = Path("runs/toys"),
+    preset: Preset = PRESET,
+    *,
+    snapshots: bool = False,
+) -> Path:
     """Train one variant, or go on where an earlier call stopped.
 
     Parameters
     ----------
     name : str
-        A key of `lrc.toys.VARIANTS`.
+        A key of `lrc.toys.VARIANTS` or `lrc.toys.EXPERIMENTS`.
     seed : int
         Seed of initialisation and of the order of sequences.
     out : pathlib.Path
         The run's folder is ``out/NAME-SEED``.
     preset : Preset
+    snapshots : bool, default False
+        Also trace the model while it learns, at `snapshot_steps`, to ``snapshots/STEP.parquet``.
 
     Returns
     -------
@@ -171,16 +116,13 @@ def train(name: str, seed: int = 0, out: Path = Path("runs/toys"), preset: Prese
     transformers.set_seed(seed)
     checkpoints = run / "checkpoints"
     checkpoint = _last_checkpoint(checkpoints)
-    with warnings.catch_warnings():
-        # Without shared experts their block has width zero, which torch finds worth a warning.
-        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
-        model_class = transformers.Qwen2MoeForCausalLM
-        if checkpoint is None:
-            model = model_class(toys.config(name, VOCABULARY))
-        else:
-            # The trainer reads weights by name, and in a file experts are named one by one: it
-            # would leave those of the model, which are fused, as they were initialised.
-            model = model_class.from_pretrained(checkpoint)
+    biased = variant.bias_rate > 0
+    if checkpoint is None:
+        model = toy_models.build(toys.config(name, VOCABULARY), biased)
+    else:
+        # The trainer reads weights by name, and in a file experts are named one by one: it
+        # would leave those of the model, which are fused, as they were initialised.
+        model = toy_models.load(checkpoint, biased)
     model.set_experts_implementation("grouped_mm")
 
     class ToyTrainer(transformers.Trainer):
@@ -198,7 +140,8 @@ def train(name: str, seed: int = 0, out: Path = Path("runs/toys"), preset: Prese
                     model.config.num_experts,
                     model.config.num_experts_per_tok,
                 )
-                loss = loss + variant.aux_loss * balance + preset.z_loss * z
+                loss = loss + variant.aux_loss * balance + variant.z_loss * z
+                toy_models.move_biases(model, variant.bias_rate)
             return (loss, {"logits": output.logits[:, :1]}) if return_outputs else loss
 
     held_out = held_out_sequences(4)
@@ -237,9 +180,16 @@ def train(name: str, seed: int = 0, out: Path = Path("runs/toys"), preset: Prese
     trainer = ToyTrainer(
         model=model,
         args=arguments,
-        train_dataset=_dataset(Dataset, training_sequences(preset).token_ids),
+        train_dataset=_dataset(
+            Dataset,
+            training_sequences(
+                preset.steps * preset.batch, variant.domains, variant.piece
+            ).token_ids,
+        ),
         eval_dataset=by_domain,
     )
+    if snapshots:
+        trainer.add_callback(_snapshots(name, run / "snapshots", preset))
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.evaluate()
     _losses(trainer.state.log_history, name, seed, preset).to_csv(run / "losses.csv", index=False)
@@ -249,6 +199,49 @@ def train(name: str, seed: int = 0, out: Path = Path("runs/toys"), preset: Prese
     os.replace(partial, model_folder)
     shutil.rmtree(checkpoints)
     return model_folder
+
+
+def snapshot_steps(steps: int) -> list[int]:
+    """Return the steps at which a run is traced: 0, then spread evenly in the logarithm.
+
+    Examples
+    --------
+    >>> snapshot_steps(1200)
+    [0, 1, 3, 8, 20, 40, 80, 160, 300, 500, 800, 1200]
+    """
+    marks = (0, 1, 3, 8, 20, 40, 80, 160, 300, 500, 800)
+    return sorted({mark * steps // 1200 for mark in marks} | {steps})
+
+
+def _snapshots(name: str, folder: Path, preset: Preset):
+    """Return the trainer's callback that records a trace at the steps of `snapshot_steps`."""
+    import transformers
+
+    from lrc.recording import record
+
+    wanted = snapshot_steps(preset.steps)
+    biased = toys.variant(name).bias_rate > 0
+    texts = held_out_sequences(TRACED_PER_DOMAIN)
+
+    class Snapshots(transformers.TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **_):
+            self._record(state.global_step, model)
+
+        def on_step_end(self, args, state, control, model=None, **_):
+            self._record(state.global_step, model)
+
+        def _record(self, step, model):
+            if step not in wanted:
+                return
+            # A copy, since the trainer has the model compute in bfloat16; and its making must
+            # not draw from the random numbers of the training.
+            with torch.random.fork_rng():
+                still = toy_models.build(model.config, biased)
+            still.load_state_dict(model.state_dict())
+            folder.mkdir(parents=True, exist_ok=True)
+            record(still, texts, progress=False).save(folder / f"{step}.parquet")
+
+    return Snapshots()
 
 
 def _last_checkpoint(folder: Path) -> str | None:
@@ -292,72 +285,17 @@ def _losses(history: list[dict], name: str, seed: int, preset: Preset) -> pd.Dat
     return table.round({"loss": 4})
 
 
-def ship(out: Path = Path("runs/toys"), data: Path = toys.DATA) -> list[tuple[str, int]]:
-    """Write what the package ships of every finished run; texts stay behind.
-
-    Parameters
-    ----------
-    out : pathlib.Path
-        Where `train` left the runs.
-    data : pathlib.Path
-        Gets ``traces/NAME-SEED.parquet`` (experts of 12 held-out sequences of every domain,
-        without token ids), ``counts/NAME-SEED.parquet`` (uses of each expert by token, over 32
-        sequences of every domain), ``losses/NAME-SEED.csv``, and the weights of the baseline.
-
-    Returns
-    -------
-    list of (str, int)
-        Variant and seed of the runs shipped.
-    """
-    from lrc.models import load_model
-    from lrc.recording import record
-    from lrc.vocabulary import token_counts
-
-    texts = held_out_sequences(COUNTED_PER_DOMAIN)
-    place = np.arange(len(texts)) % COUNTED_PER_DOMAIN  # Of a sequence within its domain.
-    traced = np.flatnonzero(place < TRACED_PER_DOMAIN)
-    runs = []
-    for folder in ("traces", "counts", "losses"):
-        (data / folder).mkdir(parents=True, exist_ok=True)
-    for name, seed in _all_runs():
-        run = out / f"{name}-{seed}"
-        target = data / "traces" / f"{name}-{seed}.parquet"
-        if not (run / "model" / "model.safetensors").is_file():
-            continue
-        runs.append((name, seed))
-        if target.is_file() and target.stat().st_mtime > (run / "model").stat().st_mtime:
-            continue
-        trace = record(load_model(str(run / "model")).model, texts, progress=False)
-        token_counts(trace, min_count=20).save(data / "counts" / target.name)
-        shutil.copyfile(run / "losses.csv", data / "losses" / f"{name}-{seed}.csv")
-        if (name, seed) == ("baseline", 0):
-            shutil.copytree(run / "model", data / name, dirs_exist_ok=True)
-        part = trace.select(sequences=traced)
-        meta = part.meta | {
-            "model": f"toy:{name}",
-            "revision": f"seed {seed}",
-            "corpus": "embedded corpus, held-out",
-            "fingerprint": corpora.Sequences(part.token_ids, tuple(part.datasets)).fingerprint(),
-        }
-        shipped = Trace(
-            part.experts, part.num_experts, lengths=part.lengths, datasets=part.datasets, meta=meta
-        )
-        with TraceWriter(target, compression_level=19) as writer:
-            writer.append(shipped)
-    return runs
-
-
-def _all_runs() -> list[tuple[str, int]]:
+def all_runs(names=tuple(toys.VARIANTS)) -> list[tuple[str, int]]:
     """Return every variant and seed, first seeds first: what is missing last matters least."""
-    variants = toys.VARIANTS.values()
+    variants = [toys.variant(name) for name in names]
     seeds = range(max(variant.seeds for variant in variants))
     return [(v.name, seed) for seed in seeds for v in variants if seed < v.seeds]
 
 
-def _run(name: str, seed: int, out: Path, threads: int, preset: Preset) -> str:
+def _run(name: str, seed: int, out: Path, threads: int, preset: Preset, snapshots: bool) -> str:
     if threads:
         torch.set_num_threads(threads)
-    folder = train(name, seed, out, preset)
+    folder = train(name, seed, out, preset, snapshots=snapshots)
     table = pd.read_csv(folder.parent / "losses.csv")
     final = table[(table["split"] == "held-out") & (table["step"] == table["step"].max())]
     line = f"{name} seed {seed}: held-out loss {final['loss'].mean():.3f} nats per token"
@@ -370,25 +308,32 @@ def main(arguments: list[str] | None = None) -> None:
     from joblib import Parallel, delayed
 
     parser = argparse.ArgumentParser(prog="python -m lrc.toy_training", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(toys.VARIANTS))
+    known = ", ".join(toys.VARIANTS | toys.EXPERIMENTS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: the ten; {known}")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of each variant")
     parser.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else 2)
     parser.add_argument("--out", type=Path, default=Path("runs/toys"))
     parser.add_argument("--steps", type=int, default=PRESET.steps)
+    parser.add_argument("--snapshots", action="store_true", help="trace while training, too")
     parser.add_argument("--ship", action="store_true", help="write lrc/data/toys and stop")
+    parser.add_argument("--statistics", action="store_true", help="ship only statistics and stop")
     options = parser.parse_args(arguments)
-    if options.ship:
-        print(f"shipped {len(ship(options.out))} runs")
+    if options.ship or options.statistics:
+        from lrc.toy_shipping import ship, ship_statistics
+
+        runs = ship(options.out) if options.ship else ship_statistics(options.out)
+        print(f"shipped {len(runs)} runs")
         return
     names = [toys.variant(name).name for name in options.names or toys.VARIANTS]
-    runs = [(name, seed) for name, seed in _all_runs() if name in names]
+    runs = all_runs(names)
     if options.seeds is not None:
         runs = [(name, seed) for seed in options.seeds for name in names]
     tokenizer()  # Once, before the processes start.
     preset = Preset(steps=options.steps)
     threads = 0 if torch.cuda.is_available() else max((os.cpu_count() or 1) // options.jobs, 1)
     Parallel(n_jobs=options.jobs)(
-        delayed(_run)(name, seed, options.out, threads, preset) for name, seed in runs
+        delayed(_run)(name, seed, options.out, threads, preset, options.snapshots)
+        for name, seed in runs
     )
 
 

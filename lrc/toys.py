@@ -21,6 +21,8 @@ DATA = Path(__file__).parent / "data" / "toys"
 
 EXPERT_WIDTH = 24
 LAYERS = 4
+SHORT = 400
+"""Optimizer steps of the experiments: a third of the variants', so that many can be trained."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,17 @@ class Variant:
         Weight of the load-balancing loss of each MoE layer (1 = balanced value of the loss).
     seeds : int
         Seeds trained: three where the paper's conclusion rests on a small difference.
+    z_loss : float
+        Weight of the router's z-loss of each MoE layer.
+    bias_rate : float
+        If not 0: each expert has a bias that is added to its logit for selection only, and that
+        rises or falls by this much after every step in which the expert had less or more than its
+        share of the work (DeepSeek-V3's balancing without a loss).
+    domains : tuple of str
+        Domains of the embedded corpus to train on; all, if empty. The steps stay the same.
+    piece : int
+        If not 0: a training sequence changes its domain after every so many tokens. The tokens
+        are those of the baseline.
     """
 
     name: str
@@ -49,6 +62,10 @@ class Variant:
     config: dict = field(default_factory=dict)
     aux_loss: float = 0.01
     seeds: int = 1
+    z_loss: float = 1e-3
+    bias_rate: float = 0.0
+    domains: tuple[str, ...] = ()
+    piece: int = 0
 
 
 def _shared(count: int) -> dict:
@@ -86,17 +103,72 @@ VARIANTS: dict[str, Variant] = {
 """The ten variants by name, in the paper's order."""
 
 
+def _width(width: int) -> dict:
+    return {"moe_intermediate_size": width}
+
+
+def _experts(count: int, top_k: int, width: int) -> dict:
+    return {"num_experts": count, "num_experts_per_tok": top_k} | _width(width)
+
+
+EXPERIMENTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant("aux_0.001", "aux 0.001", "a tenth of the balancing loss", aux_loss=0.001),
+        Variant("aux_0.003", "aux 0.003", "0.3 times the balancing loss", aux_loss=0.003),
+        Variant("aux_0.03", "aux 0.03", "three times the balancing loss", aux_loss=0.03),
+        Variant("aux_0.3", "aux 0.3", "thirty times the balancing loss", aux_loss=0.3),
+        Variant("bias_0.001", "bias 0.001", "slow bias, no loss", aux_loss=0, bias_rate=0.001),
+        Variant("bias_0.01", "bias 0.01", "fast bias, no loss", aux_loss=0, bias_rate=0.01),
+        Variant("z_0", "no z-loss", "no z-loss", z_loss=0),
+        Variant("z_0.03", "z-loss 0.03", "thirty times the z-loss", z_loss=0.03),
+        Variant("experts_16", "16 experts", "top-2 of 16", _experts(16, 2, 4 * EXPERT_WIDTH)),
+        Variant(
+            "experts_128", "128 experts", "top-16 of 128", _experts(128, 16, EXPERT_WIDTH // 2)
+        ),
+        Variant("half_width", "width 12", "half the width", _width(EXPERT_WIDTH // 2)),
+        Variant("double_width", "width 48", "double the width", _width(2 * EXPERT_WIDTH)),
+        Variant("one_domain", "1 domain", "trained on Python alone", domains=("python",)),
+        Variant("mixed", "mixed", "a new topic every 64 tokens", piece=64),
+    )
+}
+"""Experiments past the paper's ten variants, by name: each differs from the baseline in one thing.
+
+Their traces are not shipped, only what `lrc.toy_statistics` keeps of them.
+"""
+
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "auxiliary loss": (
+        "no_balance",
+        "aux_0.001",
+        "aux_0.003",
+        "baseline",
+        "aux_0.03",
+        "over_balance",
+        "aux_0.3",
+    ),
+    "bias": ("no_balance", "bias_0.001", "bias_0.01", "baseline"),
+    "z-loss": ("z_0", "baseline", "z_0.03"),
+    "experts at fixed share": ("experts_16", "fewer_experts", "baseline", "experts_128"),
+    "expert width": ("half_width", "baseline", "double_width"),
+    "domains": ("one_domain", "baseline"),
+    "packing": ("baseline", "mixed"),
+}
+"""What is asked, and the runs that answer it, in the order of what changes."""
+
+
 def variant(name: str) -> Variant:
-    """Return a variant by name.
+    """Return a variant or an experiment by name.
 
     Raises
     ------
     LrcError
         If there is none of that name; the message lists them.
     """
-    if name not in VARIANTS:
-        raise LrcError(f"no toy model named {name!r}: choose from {', '.join(VARIANTS)}")
-    return VARIANTS[name]
+    known = VARIANTS | EXPERIMENTS
+    if name not in known:
+        raise LrcError(f"no toy model named {name!r}: choose from {', '.join(known)}")
+    return known[name]
 
 
 def config(name: str, vocab_size: int = 2048):
@@ -105,7 +177,7 @@ def config(name: str, vocab_size: int = 2048):
     Parameters
     ----------
     name : str
-        A key of `VARIANTS`.
+        A key of `VARIANTS` or `EXPERIMENTS`.
     vocab_size : int
         Tokens of the tokenizer.
 
@@ -260,5 +332,4 @@ def losses() -> pd.DataFrame:
         Columns ``model, seed, step, tokens, split, dataset, loss``: nats per token; ``split`` is
         "train" (mean since the last record; no dataset) or "held-out" (by domain).
     """
-    frames = [pd.read_csv(file) for file in sorted(DATA.glob("losses/*.csv"))]
-    return pd.concat(frames, ignore_index=True)
+    return pd.read_parquet(DATA / "losses.parquet")

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -31,3 +32,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def short_corpus(monkeypatch):
+    """Random tokens in place of the embedded corpus, which takes seconds to read."""
+    from lrc import corpora, toy_shipping, toy_texts, toy_training
+
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, toy_texts.VOCABULARY, (16, 32)).astype(np.int32)
+    made = corpora.Sequences(tokens, tuple(corpora.DOMAINS) * 2)
+    monkeypatch.setattr(toy_training, "training_sequences", lambda *_: made)
+    for module in (toy_training, toy_shipping):
+        monkeypatch.setattr(module, "held_out_sequences", lambda per_domain: made)
