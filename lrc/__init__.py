@@ -13,6 +13,7 @@ from lrc.errors import LrcError, RecordError, TraceError
 from lrc.live_measures import LiveMeasures, load_measures
 from lrc.local_balance import local_balance
 from lrc.notebook import glue, glue_table, setup_notebook
+from lrc.optimum import optimum
 from lrc.origin import decompose, shuffle_labels
 from lrc.overlap import overlap_by_distance, overlap_half_life
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
@@ -75,6 +76,7 @@ __all__ = [
     "load_token_counts",
     "load_trace",
     "local_balance",
+    "optimum",
     "overlap_by_distance",
     "overlap_half_life",
     "overlap_sources",

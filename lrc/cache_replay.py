@@ -121,6 +121,12 @@ class Replay:
         return int((~self.hits).sum())
 
     @property
+    def waits(self) -> int:
+        """Requests that load on demand: what an engine waits for that loads side by side."""
+        missed = np.concatenate([[0], np.cumsum(~self.hits)])[self.requests.starts]
+        return int((np.diff(missed) > 0).sum())
+
+    @property
     def bytes(self) -> int:
         """Bytes loaded, on demand and ahead of need; experts where their bytes are not known."""
         return int(self.use_bytes[~self.hits].sum()) + self.prefetched_bytes

@@ -1,5 +1,7 @@
 """A cache of one size under any policy, written from the definitions in dictionaries and lists."""
 
+from itertools import combinations
+
 NEVER = 10**18
 
 
@@ -47,6 +49,7 @@ class Cache:
         self.policy, self.capacity, self.sizes = policy, capacity, sizes
         self.contract, self.pinned, self.options = contract, list(pinned), options
         self.random = options.get("seed", 0)
+        self.ranked_as = contract  # what Belady counts in: requests ("engine") or uses ("paper")
 
     def start(self):
         self.resident = []  # in no order that means anything but to "random"
@@ -138,7 +141,7 @@ class Cache:
         last = self.uses[x][-1][0]
         for number, r in self.places.get(x, []):
             if number > last:
-                return r if self.contract == "engine" else number
+                return r if self.ranked_as == "engine" else number
         return NEVER
 
     def prefetch(self, predicted, now, step):
@@ -237,20 +240,30 @@ def predicted_by_next_layer(requests, fit, count):
 
 def fewest_misses(requests, capacity):
     """Fewest loads that any cache of equal slots can do, by trying everything (tiny cases)."""
-    from itertools import combinations
+    return least(requests, capacity, "loads", {x: 1 for request in requests for x in request})
 
-    best = {frozenset(): 0}  # what the cache holds after a request: fewest loads until then
+
+def least(requests, capacity, goal, sizes, worth=None):
+    """Least loads, bytes or waiting requests of any cache, by trying everything (tiny cases)."""
+    best = {frozenset(): 0}  # what the cache holds after a request: what it took until then
     for request in requests:
         needed = frozenset(request)
         after = {}
-        for held, loads in best.items():
-            cost = loads + len(needed - held)
+        for held, cost in best.items():
+            missing = needed - held
+            cost += {
+                "loads": len(missing),
+                "bytes": sum((worth or sizes)[x] for x in missing),
+                "waits": bool(missing),
+            }[goal]
             # Others go first; a request larger than the cache keeps some of its own.
-            fixed, others = (needed, held - needed) if len(needed) <= capacity else ((), needed)
-            room = min(len(others), capacity - len(fixed))
-            for kept in combinations(sorted(others), room):
-                content = frozenset(fixed) | frozenset(kept)
-                after[content] = min(after.get(content, cost), cost)
+            fits = sum(sizes[x] for x in needed) <= capacity
+            fixed, others = (needed, held - needed) if fits else (frozenset(), needed)
+            for count in range(len(others) + 1):
+                for kept in combinations(sorted(others), count):
+                    content = fixed | frozenset(kept)
+                    if sum(sizes[x] for x in content) <= capacity:
+                        after[content] = min(after.get(content, cost), cost)
         best = after
     return min(best.values())
 
