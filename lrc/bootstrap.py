@@ -6,11 +6,12 @@ replacement, within each dataset, which keeps the mix of datasets as it was samp
 
 from collections import Counter
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 
 from lrc.errors import LrcError
-from lrc.kernels import on_host, weighted_sums
+from lrc.kernels import on_host, quantiles, weighted_sums
 
 # Sequences of a stratum whose draws come from one stream of random numbers.
 BLOCK = 512
@@ -194,6 +195,18 @@ def mirrored_interval(
     tuple of arrays [...]
         2 * estimate - upper percentile, 2 * estimate - lower percentile.
     """
-    tail = (1 - confidence) / 2
-    lower, upper = np.quantile(resampled, [tail, 1 - tail], axis=axis)
+    resampled = np.moveaxis(np.asarray(resampled, np.float64), axis, -1)
+    rows = resampled.reshape(prod(resampled.shape[:-1]), resampled.shape[-1])
+    lower, upper = quantiles(rows, tails(confidence)).reshape(2, *resampled.shape[:-1])
+    return mirrored(estimate, lower, upper)
+
+
+def mirrored(estimate, lower, upper) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of an interval, mirrored about the estimate."""
     return 2 * np.asarray(estimate) - upper, 2 * np.asarray(estimate) - lower
+
+
+def tails(confidence: float) -> tuple[float, float]:
+    """Probabilities between which the middle of a distribution lies."""
+    tail = (1 - confidence) / 2
+    return tail, 1 - tail

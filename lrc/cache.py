@@ -27,14 +27,8 @@ from lrc.arguments import (
 )
 from lrc.bootstrap import check_bootstrap
 from lrc.errors import LrcError
-from lrc.hit_counts import (
-    DEFINITIONS,
-    POLICIES,
-    HitCounts,
-    HitKind,
-    count_and_resample,
-    count_corpus,
-)
+from lrc.hit_bootstrap import count_and_resample
+from lrc.hit_counts import DEFINITIONS, POLICIES, HitCounts, HitKind, count_corpus
 from lrc.request_counts import hit_rate_table
 from lrc.requests import requests
 from lrc.shards import Corpus

@@ -13,9 +13,11 @@ from math import prod
 
 import numpy as np
 
-from lrc.kernels import cpu_caches, cpu_checks, cpu_windows
+from lrc.kernels import cpu_caches, cpu_checks, cpu_quantiles, cpu_windows
 from lrc.kernels.cpu_caches import BELADY, LFU, LOOKAHEAD, LRU, STATIC
+from lrc.kernels.cpu_quantiles import quantiles_of_rates
 from lrc.kernels.cpu_windows import best_resampled, bin_slices
+from lrc.kernels.threads import in_slices
 
 __all__ = [
     "BELADY",
@@ -32,13 +34,18 @@ __all__ = [
     "count_windows",
     "count_windows_by_position",
     "host",
+    "in_slices",
     "on_host",
+    "quantiles",
+    "quantiles_of_rates",
     "used_layers",
     "weighted_sums",
 ]
 
 # Size of the histograms of single sequences that are in memory at a time.
 BLOCK_BYTES = 1 << 26
+# Rows of quantiles that a thread works on.
+QUANTILE_ROWS = 64
 
 
 def _gpu(name):
@@ -97,6 +104,17 @@ def best_thresholds(histograms):
     if on_host(histograms):
         return cpu_windows.best_thresholds(np.ascontiguousarray(histograms))
     return _gpu("bootstrap").best_thresholds(histograms)
+
+
+def quantiles(values, probabilities):
+    """See `lrc.kernels.cpu_quantiles.quantiles`: rows are dealt out to all threads."""
+    found = np.empty((len(probabilities), len(values)))
+
+    def work(rows):
+        found[:, rows] = cpu_quantiles.quantiles(values[rows], probabilities)
+
+    in_slices(work, len(values), QUANTILE_ROWS)
+    return found
 
 
 def weighted_sums(weights, counts):

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numba import config, njit
 
+from lrc.kernels.threads import in_slices
+
 
 def bin_slices(segment_lengths) -> list[slice]:
     """Where the bins 0 ... m of each segment length m lie along the last axis."""
@@ -127,7 +129,7 @@ def count_columns(experts, lengths, sequences, layers, segment_lengths, plan, dt
             *(first, low, high, counted[part]),
         )
 
-    _in_slices(work, len(sequences), 8)
+    in_slices(work, len(sequences), 8)
     return counted
 
 
@@ -209,7 +211,7 @@ def best_resampled(totals, first, low, high, lengths):
             *(totals, first[part], low[part], high[part], lengths[part], best[part], sure[part])
         )
 
-    _in_slices(work, len(first), 64)
+    in_slices(work, len(first), 64)
     return best, sure
 
 
@@ -240,19 +242,6 @@ def _best_resampled(totals, first, low, high, lengths, best, sure):
             sure[group] = f1.min() * m / 2 > lowest - 1 + 1e-9 * m
         if 2 * highest < m:
             sure[group] &= f1.max() * m / 2 < highest - 1e-9 * m
-
-
-def _in_slices(work, count, size):
-    """Let threads work on slices of so many each."""
-    threads = max(1, config.NUMBA_NUM_THREADS)
-    parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-    if threads == 1 or len(parts) == 1:
-        for part in parts:
-            work(part)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            for done in [pool.submit(work, part) for part in parts]:
-                done.result()
 
 
 def _in_threads(work, groups, shape):
