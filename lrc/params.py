@@ -116,7 +116,8 @@ def resolve_trace(source: str, *, parameter: str = "trace"):
     source
         ``toy:NAME`` or ``toy:NAME:SEED``, a shipped trace of a toy model; ``public:NAME``, a trace
         of a real model that others published (`lrc.public_traces`), fetched if it is not here; or
-        the path of a trace that `Trace.save` or `lrc.record` wrote.
+        the path of a trace that `Trace.save` or `lrc.record` wrote, or of a log that
+        `lrc.load_routes` reads.
     parameter
         Name of the parameter, for the error message.
 
@@ -147,12 +148,25 @@ def resolve_trace(source: str, *, parameter: str = "trace"):
             "file, toy:NAME for one of the shipped toy models, such as toy:baseline, or "
             "public:NAME for a published trace, such as public:deepseek-v2-lite"
         )
-    from lrc.trace_file import load_trace
-
     try:
-        return load_trace(path)
+        return _read_trace(path)
     except LrcError as error:
         raise ParameterError(f"{parameter}: {error}") from error
+
+
+def _read_trace(path: Path):
+    """A trace file of ours, or a log of an engine."""
+    foreign = False
+    if path.is_file():
+        with open(path, "rb") as file:
+            foreign = file.read(4) != b"PAR1"
+    if foreign:
+        from lrc.importers import load_routes
+
+        return load_routes(path)
+    from lrc.trace_file import load_trace
+
+    return load_trace(path)
 
 
 def resolve_counts(source: str, trace: str = "", *, parameter: str = "counts"):

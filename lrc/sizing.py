@@ -10,10 +10,10 @@ from lrc.arguments import check_level, check_trace
 from lrc.bootstrap import check_bootstrap, resample_weights
 from lrc.budget import best_split, even_split, hull_bound
 from lrc.cache_replay import LEVELS, expert_sizes, replay
-from lrc.curves import bends
 from lrc.errors import LrcError
 from lrc.request_counts import POLICIES, request_counts
 from lrc.requests import requests
+from lrc.size_choice import Shape, choose, knees
 from lrc.throughput import Device
 from lrc.trace import Trace
 from lrc.unions import join_steps
@@ -49,6 +49,8 @@ class Sizing:
         "bound", which no division exceeds.
     tokens_per_second : tuple of float or None
         Low, expected and high, if a device was given.
+    unsaid : tuple of str
+        Sentences: what this recommendation cannot say.
     """
 
     policy: str
@@ -63,6 +65,7 @@ class Sizing:
     split: pd.DataFrame | None
     split_rates: dict
     tokens_per_second: tuple[float, float, float] | None
+    unsaid: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """The recommendation in one sentence."""
@@ -92,6 +95,7 @@ class Sizing:
             "interval": self.interval,
             "tokens_per_second": self.tokens_per_second,
             "split_rates": self.split_rates,
+            "unsaid": self.unsaid,
             "sentence": self.sentence(),
         }
         for name in ("curve", "knee", "split"):
@@ -104,7 +108,7 @@ class Sizing:
 
 
 def size_cache(
-    trace: Trace,
+    trace: Trace | str,
     policy: str = "lru",
     *,
     target: float | None = None,
@@ -125,8 +129,9 @@ def size_cache(
 
     Parameters
     ----------
-    trace : Trace
-        Routing of the model on text like that to be served.
+    trace : Trace or str
+        Routing of the model on text like that to be served; or the key of a published model in
+        `lrc.curves.of_published_models`, whose published curve then stands in for a trace.
     policy : {"lru", "lfu", "belady"}
     target : float, optional
         Hit rate wanted: the smallest cache that reaches it.
@@ -167,6 +172,27 @@ def size_cache(
     >>> lrc.size_cache(trace, target=0.5, bootstrap=0)
     2 slots shared by all layers, for a hit rate of 50%: lru hits 50.0% of the uses.
     """
+    if isinstance(trace, str):
+        from lrc.published_sizing import size_published
+
+        if prompt_tokens is not None or (batch_size, draft_tokens, level) != (1, 1, "model"):
+            raise LrcError(
+                "a published curve is that of one cache shared by all layers, which serves token "
+                "by token: give a trace for prompts, batches, drafts or level='layer'"
+            )
+        return size_published(
+            trace,
+            policy,
+            target=target,
+            budget_bytes=budget_bytes,
+            cache_size=cache_size,
+            expert_bytes=expert_bytes,
+            device=device,
+            gain=gain,
+            bootstrap=bootstrap,
+            confidence=confidence,
+            seed=seed,
+        )
     check_trace(trace)
     check_level(level, LEVELS)
     check_bootstrap(bootstrap, confidence)
@@ -194,8 +220,10 @@ def size_cache(
         raise LrcError("the trace uses no expert: there is nothing to size")
     counts = request_counts(asked, policy, level, joined.num_sequences)
     curve, rates = _curve(joined, trace.top_k, counts, level, bootstrap, confidence, seed)
-    knee = _knee(curve, rates, gain, confidence)
-    slots, reason = _choose(trace, curve, knee, sizes, level, given)
+    knee = knees(curve, rates, gain, confidence)
+    slots, reason = choose(
+        Shape(trace.num_layers, trace.num_experts, trace.top_k), curve, knee, sizes, level, given
+    )
     row = curve[curve["cache_size"] == slots].iloc[0]
     split, split_rates = _split(trace, asked, policy, slots, joined.num_sequences)
     speed = None
@@ -252,85 +280,6 @@ def _curve(trace, top_k, counts, level, bootstrap, confidence, seed):
     tail = (1 - confidence) / 2
     low, high = np.quantile(rates, [tail, 1 - tail], axis=0)
     return table.assign(ci_low=2 * rate - high, ci_high=2 * rate - low), rates
-
-
-def _knee(curve, rates, gain, confidence):
-    """Where the curve bends by two criteria, with intervals over the resamples."""
-    rows = []
-    plain = curve[["cache_ratio", "hit_rate"]]
-    for criterion in ("gain", "chord"):
-        found = bends(plain, criterion, gain=gain)["cache_ratio"].iloc[0]
-        row = {"criterion": criterion, "cache_ratio": found}
-        if rates is not None:
-            many = pd.concat(
-                [plain.assign(hit_rate=rate, draw=i) for i, rate in enumerate(rates[:200])]
-            )
-            drawn = bends(many, criterion, gain=gain)["cache_ratio"]
-            tail = (1 - confidence) / 2
-            row |= {"low": drawn.quantile(tail), "high": drawn.quantile(1 - tail)}
-        rows.append(row)
-    rows.append({"criterion": "twice the active experts", "cache_ratio": 2.0})
-    return pd.DataFrame(rows).astype({"criterion": "str"})
-
-
-def _choose(trace, curve, knee, sizes, level, given):
-    """Slots of all layers together, one of the curve's sizes, and what decided."""
-    known = curve["cache_size"].to_numpy()
-    everything = trace.num_layers * trace.num_experts
-    least = trace.top_k * (trace.num_layers if level == "layer" else 1)
-    if given["target"] is not None:
-        target = given["target"]
-        if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target <= 1:
-            raise LrcError(f"target is {target!r}, but must be a hit rate above 0 and at most 1")
-        reached = known[curve["hit_rate"] >= target]
-        if not len(reached):
-            raise LrcError(
-                f"target is {target:g}, but even a cache of all experts hits only "
-                f"{curve['hit_rate'].iloc[-1]:.4f} of the uses: the rest are first uses"
-            )
-        return int(reached[0]), f"a hit rate of {target:.0%}"
-    if given["budget_bytes"] is not None:
-        budget = given["budget_bytes"]
-        if sizes is None:
-            raise LrcError(
-                "budget_bytes needs the bytes of one expert, which the trace does not say: give "
-                "expert_bytes"
-            )
-        _check_budget("budget_bytes", budget, least * int(sizes.max()), trace, level)
-        model = int(sizes.sum()) * trace.num_experts
-        if budget > model:
-            raise LrcError(
-                f"budget_bytes is {budget:,}, more than all experts of the model take "
-                f"({model:,}): no cache is needed"
-            )
-        fits, reason = budget // int(sizes.max()), f"a budget of {budget / 2**20:,.0f} MiB"
-    elif given["cache_size"] is not None:
-        fits = given["cache_size"]
-        _check_budget("cache_size", fits, least, trace, level)
-        if fits > everything:
-            raise LrcError(
-                f"cache_size is {fits:,}, more than all {everything:,} experts of the model: no "
-                "cache is needed"
-            )
-        reason = f"{fits:,} slots"
-    else:
-        ratio = knee["cache_ratio"].iloc[0]
-        reason = "the knee of the curve"
-        if np.isnan(ratio):
-            ratio, reason = 2.0, "want of a knee below three times the active experts"
-        fits = max(round(ratio * trace.top_k * trace.num_layers), least)
-    fitting = known[known <= fits]
-    return int(fitting[-1] if len(fitting) else known[0]), reason
-
-
-def _check_budget(name, value, least, trace, level):
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-        raise LrcError(f"{name} is {value!r}, but must be a whole number of at least 0")
-    if value < least:
-        whose = "one token in every layer" if level == "layer" else "one token in one layer"
-        raise LrcError(
-            f"{name} is {value:,}, but the {trace.top_k} experts of {whose} already take {least:,}"
-        )
 
 
 def _split(trace, asked, policy, slots, num_sequences):

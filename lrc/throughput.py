@@ -12,6 +12,7 @@ reads them off a log of steps.
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import linprog
 
 from lrc.cache_replay import Replay
@@ -71,8 +72,8 @@ class Device:
         hidden = np.minimum(loading, self.overlap * self.compute_ms)
         return self.compute_ms + loading - hidden
 
-    def tokens_per_second(self, replayed: Replay) -> tuple[float, float, float]:
-        """Mean over the single-token steps of a replay: (low, expected, high).
+    def by_step(self, replayed: Replay) -> pd.DataFrame:
+        """Milliseconds of the single-token steps of a replay.
 
         Parameters
         ----------
@@ -82,17 +83,53 @@ class Device:
 
         Returns
         -------
-        tuple of float
-            The expected value and those at both ends of `spread`.
+        DataFrame
+            sequence, step, ms.
         """
         steps = replayed.by_step()
         prompts = np.flatnonzero(replayed.requests.prompt_tokens)
         steps = steps[(steps["step"] > 0) | ~steps["sequence"].isin(prompts)]
         if steps.empty:
             raise LrcError("the replay has no steps of single tokens, whose speed could be told")
-        mean = self.step_ms(steps["loads"], steps["bytes"]).mean()
+        ms = self.step_ms(steps["loads"], steps["bytes"])
+        return steps[["sequence", "step"]].assign(ms=ms).reset_index(drop=True)
+
+    def tokens_per_second(self, replayed: Replay) -> tuple[float, float, float]:
+        """Mean over the single-token steps of a replay: (low, expected, high).
+
+        Parameters
+        ----------
+        replayed : Replay
+            As for `by_step`.
+
+        Returns
+        -------
+        tuple of float
+            The expected value and those at both ends of `spread`.
+        """
+        mean = self.by_step(replayed)["ms"].mean()
         low, high = self.spread
-        return tuple(1e3 / (mean * factor) for factor in (high, 1.0, low))
+        return 1e3 / (mean * high), 1e3 / mean, 1e3 / (mean * low)
+
+    def mean_tokens_per_second(self, loads, expert_bytes: float) -> tuple[float, float, float]:
+        """What mean loads a step allow: (low, expected, high).
+
+        Parameters
+        ----------
+        loads : array_like [3]
+            Experts loaded in a step: the most, as expected, and the fewest.
+        expert_bytes : float
+            Bytes of one expert, their mean.
+
+        Returns
+        -------
+        tuple of float
+            With the ends of `spread` added to those of `loads`. Exact without overlap; with it an
+            upper bound, since steps that load little do not use what could be hidden.
+        """
+        most, expected, fewest = self.step_ms(loads, np.asarray(loads) * expert_bytes).tolist()
+        low, high = self.spread
+        return 1e3 / (most * high), 1e3 / expected, 1e3 / (fewest * low)
 
 
 _WANTED = {
