@@ -18,6 +18,7 @@ from lrc.origin import decompose, shuffle_labels
 from lrc.overlap import overlap_by_distance, overlap_half_life
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
 from lrc.planning import plan_recording
+from lrc.policy_comparison import compare_policies
 from lrc.segment_overlap import overlap_sources, segment_overlap
 from lrc.sizing import size_cache
 from lrc.specialization import specialization
@@ -68,6 +69,7 @@ __all__ = [
     "balance",
     "chance",
     "check_parameters",
+    "compare_policies",
     "correlation",
     "decompose",
     "diagnose",

@@ -174,6 +174,15 @@ _OTHERS = (
     (Style("SCH", "#009e73", "^"), "sch", "lookahead", "future_window_cache"),
     (Style("SCH, static", "#cc79a7", "v"), "static", "segment_static_optimal"),
     (Style("chance", QUIET, "x", ":"), "chance"),
+    (Style("FIFO", "#56b4e9", "v"), "fifo"),
+    (Style("LFU, in cache", "#b34700", "P"), "lfu_cached"),
+    (Style("LFU, decaying", "#d55e00", "^"), "lfu_decay"),
+    (Style("LFRU", "#7b3294", "<"), "lfru"),
+    (Style("router scores", "#4a1486", "*"), "score"),
+    (Style("random", "#5d4037", "x"), "random"),
+    (Style("SIEVE", "#00785a", "d"), "sieve"),
+    (Style("fixed set", "#cc79a7", "X"), "fixed"),
+    (Style("fixed half, LRU", "#5a7fd0", "h"), "pinned_lru"),
     # seeds lie close to each other: upright ticks stay apart
     (Style("each seed", "#0072b2", "|"),),
 )
