@@ -94,6 +94,27 @@ def glue_table(table, *keys: str, prefix: str = "") -> None:
                 glue(**{re.sub(r"\W+", "_", prefix + "_".join([*place, column])): value})
 
 
+def prose_table(table):
+    """Show a table whose cells hold sentences or links: whole, and set as text.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Cells are written as they are, in Markdown. The cell of the notebook says how to read it,
+        with ``{"mystnb": {"markdown_format": "myst"}}`` in its metadata.
+
+    Returns
+    -------
+    IPython.display.Markdown
+    """
+    from IPython.display import Markdown
+
+    rows = [list(table.columns), ["---"] * len(table.columns)]
+    rows += table.astype(object).where(table.notna(), "").astype(str).to_numpy().tolist()
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return Markdown("\n".join(lines))
+
+
 def _rounded(value: Any) -> Any:
     if isinstance(value, bool | int):
         return value
