@@ -1,6 +1,6 @@
 """Exact tests of few models, against plain enumeration and SciPy."""
 
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lrc.contrasts import contrast, rank_correlation
+from lrc.contrasts import contrast, paired, rank_correlation
 from lrc.errors import LrcError
 
 values = st.lists(st.integers(-20, 20), min_size=4, max_size=8)
@@ -81,6 +81,61 @@ def test_smallest_p_is_that_of_groups_apart():
     table = models([9, 8, 7, 1, 2, 3, 4], 3)
     row = contrast(table, "has", ["value"]).iloc[0]
     assert row["p"] == row["smallest_p"] == 2 / 35
+
+
+def signs_p(numbers):
+    """Twice the smaller share of choices of signs that are as extreme as the observed one."""
+    every = [
+        sum(s * n for s, n in zip(signs, numbers, strict=True))
+        for signs in product((1, -1), repeat=len(numbers))
+    ]
+    as_large = sum(total >= sum(numbers) for total in every)
+    as_small = sum(total <= sum(numbers) for total in every)
+    return min(1, 2 * min(as_large, as_small) / len(every))
+
+
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=8))
+def test_paired_is_the_plain_enumeration(numbers):
+    row = paired(pd.DataFrame({"gain": np.array(numbers, float)}), ["gain"]).iloc[0]
+    assert row["difference"] == pytest.approx(np.mean(numbers))
+    assert row["p"] == pytest.approx(signs_p(numbers), abs=1e-12)
+    assert row["pairs"] == len(numbers)
+    assert row["smallest_p"] == min(1, 2 / 2 ** len(numbers)) <= row["p"]
+
+
+@given(st.lists(st.integers(-9, 9), min_size=2, max_size=7), st.sampled_from([0.5, 0.8, 0.95]))
+def test_paired_interval_holds_what_the_test_does_not_reject(numbers, confidence):
+    values = np.array(numbers, float)
+    row = paired(pd.DataFrame({"gain": values}), ["gain"], confidence=confidence).iloc[0]
+
+    def p(delta):
+        return paired(pd.DataFrame({"gain": values - delta}), ["gain"])["p"].item()
+
+    for edge, outward in ((row["ci_low"], -1), (row["ci_high"], 1)):
+        if np.isinf(edge):
+            assert p(outward * 1e6) > 1 - confidence
+        else:
+            assert p(edge + outward * 1e-3) <= 1 - confidence + 1e-9
+            assert p((edge + row["difference"]) / 2) > 1 - confidence - 1e-9
+    assert row["ci_low"] - 1e-9 <= row["difference"] <= row["ci_high"] + 1e-9
+
+
+def test_paired_agrees_with_scipy():
+    table = pd.DataFrame({"gain": np.random.default_rng(2).normal(0.4, size=11)})
+    theirs = stats.permutation_test(
+        (table["gain"],),
+        lambda a, axis: a.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+    )
+    assert paired(table, ["gain"])["p"].item() == pytest.approx(theirs.pvalue)
+
+
+@pytest.mark.parametrize(("rows", "message"), [(0, "0 pairs"), (18, "takes 1 to 17")])
+def test_paired_takes_few_pairs(rows, message):
+    with pytest.raises(LrcError, match=message):
+        paired(pd.DataFrame({"gain": np.ones(rows)}), ["gain"])
 
 
 @given(st.lists(st.integers(0, 5), min_size=4, max_size=6), st.randoms(use_true_random=False))
