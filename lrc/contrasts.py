@@ -251,7 +251,8 @@ def _test(weights, observed, inside, values, confidence):
     differences = weights @ values
     difference = differences[observed]
     # Equal splits differ by rounding errors, and must count as equal.
-    slack = 1e-9 * max(np.abs(differences).max(), 1e-300)
+    # also where all values are the same and every difference is one.
+    slack = 1e-9 * np.abs(differences).max() + 1e-14 * np.abs(values).max()
     above = (differences >= difference - slack).sum()
     below = (differences <= difference + slack).sum()
     # Taking delta off the models inside moves a split's difference by delta * moved. The observed

@@ -5,7 +5,7 @@ from itertools import combinations, permutations, product
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -37,6 +37,7 @@ def models(numbers, size):
 
 
 @given(values, st.integers(1, 3))
+@example([3, 3, 3, 3, 3], 3)
 def test_contrast_is_the_plain_enumeration(numbers, size):
     row = contrast(models(numbers, size), "has", ["value"]).iloc[0]
     assert row["difference"] == pytest.approx(np.mean(numbers[:size]) - np.mean(numbers[size:]))
