@@ -7,19 +7,20 @@ from lrc.association import correlation
 from lrc.balance import balance
 from lrc.cache import hit_rates, sch
 from lrc.cache_replay import replay
-from lrc.chance import chance, excess, shuffle
+from lrc.chance import chance, excess
 from lrc.diagnosis import diagnose
 from lrc.errors import LrcError, RecordError, TraceError
 from lrc.live_measures import LiveMeasures, load_measures
 from lrc.local_balance import local_balance
 from lrc.notebook import glue, glue_table, setup_notebook
 from lrc.optimum import optimum
-from lrc.origin import decompose, shuffle_labels
+from lrc.origin import decompose, ladder, shuffle_labels
 from lrc.overlap import overlap_by_distance, overlap_half_life
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
 from lrc.planning import plan_recording
 from lrc.policy_comparison import compare_policies
 from lrc.segment_overlap import overlap_sources, segment_overlap
+from lrc.shuffling import shuffle
 from lrc.sizing import size_cache
 from lrc.specialization import specialization
 from lrc.srp import srp, srp_by_position
@@ -77,6 +78,7 @@ __all__ = [
     "glue",
     "glue_table",
     "hit_rates",
+    "ladder",
     "load_measures",
     "load_token_counts",
     "load_trace",

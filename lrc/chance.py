@@ -1,22 +1,28 @@
-"""What consistency would be without memory: independent tokens, and traces with shuffled tokens.
+"""What consistency would be without memory: independent tokens of the same popular experts.
 
 Raw SRP mixes how routing keeps to recent experts with how popular experts are and how many of them
-a token uses. The level that popularity alone gives is the zero to measure from.
+a token uses; so do hit rates. The level that popularity alone gives is the zero to measure from.
 """
 
 import numpy as np
 import pandas as pd
 
-from lrc.arguments import check_level, check_trace, checked_segment_lengths
+from lrc.arguments import check_trace, checked_segment_lengths
+from lrc.cache import hit_rates, sch
 from lrc.errors import LrcError
+from lrc.shuffling import check_repeats, over_shuffles, shuffle
 from lrc.srp import srp
 from lrc.trace import Trace
 
-__all__ = ["chance", "excess", "shuffle"]
+__all__ = ["chance", "excess"]
 
 _LEVELS = {"model": [], "layer": ["layer"], "expert": ["layer", "expert"]}
-_KEYS = ["dataset", "layer", "expert", "segment_length"]
-_MEASURES = ["srp", "ci_low", "ci_high", "size_ratio", "activation_rate", "windows"]
+_VALUES = ("srp", "hit_rate")
+_KEYS = ["dataset", "layer", "expert", "segment_length", "policy", "cache_size"]
+_MEASURES = [
+    *_VALUES,
+    *("sd", "ci_low", "ci_high", "size_ratio", "activation_rate", "windows", "cache_ratio"),
+]
 
 
 def chance(
@@ -26,8 +32,13 @@ def chance(
     level: str = "model",
     by_dataset: bool = False,
     measure: str = "srp",
+    replacement: bool = True,
+    policies=("lru", "lfu", "belady"),
+    definition: str = "lookahead",
+    repeats: int = 5,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    r"""SRP of a router that draws every token's experts independently, at the same rates.
+    r"""What a measure gives for a router that draws every token's experts at the same rates.
 
     Parameters
     ----------
@@ -37,23 +48,37 @@ def chance(
         they apply, layer and dataset; or ``(num_experts, top_k)`` for experts used equally often.
     segment_lengths : sequence of int, default (4, 16, 64, 256)
     level : {"model", "layer", "expert"}, default "model"
-        Which experts share a threshold, as in `lrc.srp`.
+        Which experts share a threshold, as in `lrc.srp`, or a cache, as in `lrc.sch`.
     by_dataset : bool, default False
         The level for each dataset at its own rates.
-    measure : {"srp"}, default "srp"
-        Cache measures have no such closed form: shuffle the trace and measure that, e.g.
-        ``lrc.sch(lrc.shuffle(trace))``.
+    measure : {"srp", "sch", "hit_rates"}, default "srp"
+        "srp" follows from a formula. What a cache makes of a token depends on those before it:
+        there a trace is needed, whose tokens are shuffled and measured.
+    replacement : bool, default True
+        For "srp". True: tokens are drawn from a source that never runs out, as those of a router
+        are. False: windows are drawn from the tokens of the trace, each of which is there once, as
+        in a shuffled trace (`lrc.shuffle`); this matters for traces of few tokens.
+    policies : str or sequence of str
+        For "hit_rates": policies of `lrc.hit_rates`.
+    definition : {"lookahead", "static"}
+        For "sch": see `lrc.sch`.
+    repeats : int, default 5
+        For "sch" and "hit_rates": shuffles to average.
+    seed : int, default 0
+        Of the first shuffle.
 
     Returns
     -------
     DataFrame
-        dataset, layer, expert (where they apply), segment_length, srp, size_ratio,
-        activation_rate: the columns of `lrc.srp`, with srp the chance level.
+        The columns of the measure (without bootstrap intervals and windows), with srp or hit_rate
+        the chance level. Where tokens are shuffled, ``sd`` is the standard deviation of one
+        shuffle: that of the mean is smaller by the root of `repeats`.
 
     Raises
     ------
     LrcError
-        Rates outside 0 to 1, missing columns, another measure.
+        Rates outside 0 to 1, missing columns, another measure; rates without a trace where one is
+        needed.
 
     Notes
     -----
@@ -64,7 +89,14 @@ def chance(
     .. math:: \max_a \frac{2 \sum_{f \ge a} f h_f}{m \sum_{f \ge a} h_f + \sum_f f h_f}.
 
     A router without memory comes to this level on long texts; one that avoids the experts it has
-    just used stays below.
+    just used stays below. Without replacement counts are hypergeometric: expert e is active in
+    :math:`K_e` of the trace's n tokens, and :math:`h_f = \sum_e \binom{K_e}{f}
+    \binom{n - K_e}{m - f} / \binom{n}{m}`, exactly what shuffled tokens give on average. Its
+    best F1 is a little below the average of theirs, for each shuffle's threshold suits itself.
+
+    With replacement the rates are those in the windows that SRP counts, which belong to texts of at
+    least m tokens: where only few are as long, their topic is in the rates. The rates of all tokens
+    are those of ``lrc.srp(trace, 1, level="expert")``.
 
     Examples
     --------
@@ -72,9 +104,18 @@ def chance(
     >>> lrc.chance((64, 8), (16,))[["segment_length", "srp"]].round(4).values.tolist()
     [[16.0, 0.3214]]
     """
-    _check(measure, level)
+    _check(source, measure, level, replacement, repeats)
+    if measure != "srp":
+        traces = _shuffles(source, by_dataset, repeats, seed)
+        options = {"level": level, "by_dataset": by_dataset}
+        if measure == "sch":
+            options |= {"segment_lengths": segment_lengths, "definition": definition}
+            return over_shuffles(traces, lambda one: sch(one, **options), "hit_rate")
+        return over_shuffles(traces, lambda one: hit_rates(one, policies, **options), "hit_rate")
     segment_lengths = checked_segment_lengths(segment_lengths)
-    rates = _rates(source, segment_lengths, by_dataset)
+    rates = _rates(source, segment_lengths if replacement else (1,), by_dataset)
+    if not replacement:
+        rates = rates.drop(columns="segment_length").assign(longest=_longest(source, rates))
     keys = (["dataset"] if by_dataset else []) + _LEVELS[level]
     missing = [key for key in keys if key not in rates]
     if missing:
@@ -84,12 +125,15 @@ def chance(
         here = rates
         if "segment_length" in rates:
             here = rates[rates["segment_length"] == segment_length]
+        elif "longest" in rates:
+            here = rates[rates["longest"] >= segment_length]
         groups = here.groupby(keys) if keys else [((), here)]
         for place, group in groups:
             if len(group):
                 row = dict(zip(keys, place, strict=True)) | {"segment_length": segment_length}
                 rate = group["activation_rate"].to_numpy(float)
-                rows.append(row | _binomial(rate, segment_length))
+                tokens = None if replacement else group["windows"].to_numpy()
+                rows.append(row | _expected(rate, segment_length, tokens))
     keys = [*keys, "segment_length"]
     numbers = dict.fromkeys(["srp", "size_ratio", "activation_rate"], np.float64)
     numbers["segment_length"] = np.int64
@@ -103,17 +147,19 @@ def excess(observed: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     observed : DataFrame
-        What `lrc.srp` measured.
+        What `lrc.srp`, `lrc.sch` or `lrc.hit_rates` measured.
     expected : DataFrame
-        Its chance level: what `chance` gives for the same rows, or `lrc.srp` of a shuffled trace.
+        Its chance level: what `chance` gives for the same rows, or the same measure of a shuffled
+        trace.
 
     Returns
     -------
     DataFrame
-        `observed` with two more columns: chance, and excess = (srp - chance) / (1 - chance), which
-        is 0 for a router without memory and 1 where every window's experts never change. Rows are
-        matched by segment_length, dataset, layer, expert, and by any column of your own that both
-        tables have, such as model.
+        `observed` with two more columns: chance, and excess = (srp - chance) / (1 - chance), or the
+        same of hit_rate. It is 0 for a router without memory and 1 where every window's experts
+        never change, or every look-up hits; where chance leaves nearly no room it says little.
+        Rows are matched by segment_length or policy and cache_size, dataset, layer, expert, and by
+        any column of your own that both tables have, such as model.
 
     Raises
     ------
@@ -122,13 +168,16 @@ def excess(observed: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
     """
     observed = observed.drop(columns=["chance", "excess"], errors="ignore")
     unmatched = [name for name in _KEYS if (name in observed) != (name in expected)]
-    if unmatched or "segment_length" not in observed:
+    if unmatched or not {"segment_length", "policy"} & set(observed):
         name = [*unmatched, "segment_length"][0]
         raise LrcError(f"column {name!r} must be in both tables: measure both alike")
+    value = next((name for name in _VALUES if name in observed and name in expected), None)
+    if value is None:
+        raise LrcError("both tables must have a column 'srp', or both 'hit_rate'")
     keys = [name for name in observed if name in expected and name not in _MEASURES]
     if expected.duplicated(keys).any():
         raise LrcError(f"several chance levels for one row: columns {keys} do not tell them apart")
-    levels = expected[[*keys, "srp"]].rename(columns={"srp": "chance"})
+    levels = expected[[*keys, value]].rename(columns={value: "chance"})
     result = observed.merge(levels, on=keys, how="left")
     if result["chance"].isna().any():
         row = result.loc[result["chance"].isna(), keys].iloc[0].to_dict()
@@ -136,81 +185,32 @@ def excess(observed: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
     room = 1 - result["chance"]
     # Where chance is 1 but for rounding (all experts always on), there is nothing to exceed.
     possible = room > 1e-12
-    gain = (result["srp"] - result["chance"]) / room.where(possible, 1.0)
+    gain = (result[value] - result["chance"]) / room.where(possible, 1.0)
     return result.assign(excess=gain.where(possible, 0.0))
 
 
-def shuffle(trace: Trace, level: str = "all", *, seed: int = 0) -> Trace:
-    """The same tokens in another order, to take consistency apart.
-
-    A token keeps its experts in all layers, its weights and its ids; sequences keep their lengths
-    and labels. What each level leaves of SRP comes from
-
-    ==============  ====================================================================
-    "all"           popularity: how often each expert is used, and nothing else
-    "domain"        and topic: which experts a dataset prefers
-    "sequence"      and text: which experts a single sequence prefers
-    (unshuffled)    and order: which experts follow each other
-    ==============  ====================================================================
-
-    "token" is a level beside these: the text stays, and each token is routed as another token of
-    its id was somewhere in the trace. What it leaves follows from the words alone, without their
-    context (a word that occurs once keeps its own routing).
-
-    Parameters
-    ----------
-    trace : Trace
-    level : {"all", "domain", "sequence", "token"}, default "all"
-        Tokens change places within the whole trace, within their dataset, within their sequence, or
-        with tokens of the same id.
-    seed : int, default 0
-
-    Returns
-    -------
-    Trace
-
-    Raises
-    ------
-    LrcError
-        Unknown level, "domain" for a trace without datasets, or "token" for one without token ids.
-    """
-    check_trace(trace)
-    check_level(level, ("all", "domain", "sequence", "token"))
-    if level == "domain" and trace.datasets is None:
-        raise LrcError("level='domain' needs a trace with datasets, but this one has no labels")
-    if level == "token" and trace.token_ids is None:
-        raise LrcError("level='token' needs a trace with token_ids, but this one has none")
-    rows, columns = trace.valid.nonzero()
-    if level == "all":
-        pools = np.zeros(len(rows), np.int64)
-    elif level == "sequence":
-        pools = rows
-    elif level == "token":
-        ids = trace.token_ids[rows, columns].astype(np.int64)
-        pools = np.where(ids >= 0, ids, -1 - np.arange(len(ids)))  # Unknown ones stay.
-    else:
-        pools = np.unique(trace.datasets, return_inverse=True)[1][rows]
-    # Random order within each pool; pools keep the places they have.
-    drawn = np.lexsort([np.random.default_rng(seed).random(len(rows)), pools])
-    order = np.empty_like(drawn)
-    order[np.argsort(pools, kind="stable")] = drawn
-    parts = {"lengths": trace.lengths, "datasets": trace.datasets, "meta": trace.meta}
-    for name in ("experts", "token_ids", "predicted_ids", "weights"):
-        array = getattr(trace, name)
-        if array is not None:
-            parts[name] = array.copy()
-            parts[name][rows, columns] = array[rows[order], columns[order]]
-    return Trace(parts.pop("experts"), trace.num_experts, **parts)
-
-
-def _check(measure, level):
+def _check(source, measure, level, replacement, repeats):
+    if measure not in ("srp", "sch", "hit_rates"):
+        raise LrcError(f"measure is {measure!r}, but must be 'srp', 'sch' or 'hit_rates'")
+    levels = list(_LEVELS)[: None if measure == "srp" else 2]
+    if level not in levels:
+        known = " or ".join(map(repr, levels))
+        raise LrcError(f"level is {level!r}, but for {measure} it must be {known}")
+    if measure == "srp" and not replacement:
+        check_trace(source, anywhere=True)
     if measure != "srp":
-        raise LrcError(
-            f"measure is {measure!r}, but only 'srp' has a chance level in closed form: for a "
-            "cache, measure a shuffled trace, such as lrc.sch(lrc.shuffle(trace))"
-        )
-    if level not in _LEVELS:
-        raise LrcError(f"level is {level!r}, but must be 'model', 'layer' or 'expert'")
+        if not isinstance(source, Trace):
+            raise LrcError(
+                f"measure={measure!r} has no formula that needs rates only: give the trace, whose "
+                "tokens are shuffled"
+            )
+        check_repeats(repeats)
+
+
+def _shuffles(trace, by_dataset, repeats, seed):
+    """Traces in which nothing but popularity is left: of all tokens, or of each dataset's."""
+    pool = "domain" if by_dataset else "all"
+    return (shuffle(trace, pool, seed=turn) for turn in range(seed, seed + repeats))
 
 
 def _rates(source, segment_lengths, by_dataset):
@@ -243,12 +243,28 @@ def _rates(source, segment_lengths, by_dataset):
     return rates
 
 
-def _binomial(rates, segment_length):
-    """Best F1, its size ratio and the mean rate, of binomial window counts at these rates."""
-    from scipy.stats import binom  # takes longer to import than the rest of the package
+def _longest(trace, rates):
+    """Tokens of the longest sequence that each row of `rates` is from."""
+    if "dataset" not in rates:
+        return trace.lengths.max(initial=0)
+    longest = pd.Series(trace.lengths).groupby(trace.datasets).max()
+    return rates["dataset"].map(longest)
+
+
+def _expected(rates, segment_length, tokens=None):
+    """Best F1, its size ratio and the mean rate, of the window counts expected at these rates.
+
+    With `tokens`, windows are drawn without replacement from as many.
+    """
+    from scipy.stats import binom, hypergeom  # takes longer to import than the rest of the package
 
     count = np.arange(segment_length + 1)
-    histogram = binom.pmf(count, segment_length, rates[:, None]).sum(axis=0)
+    if tokens is None:
+        likely = binom.pmf(count, segment_length, rates[:, None])
+    else:
+        active = np.rint(rates * tokens).astype(int)
+        likely = hypergeom.pmf(count, tokens[:, None], active[:, None], segment_length)
+    histogram = likely.sum(axis=0)
     predicted = segment_length * histogram[::-1].cumsum()[::-1]
     matched = (count * histogram)[::-1].cumsum()[::-1]
     active = segment_length * rates.sum()

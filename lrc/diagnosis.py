@@ -7,7 +7,7 @@ import pandas as pd
 
 from lrc.arguments import check_trace
 from lrc.cache_replay import Replay, replay
-from lrc.chance import shuffle
+from lrc.shuffling import shuffle
 from lrc.trace import Trace
 
 PARTS = {

@@ -8,12 +8,17 @@ import numpy as np
 import pandas as pd
 
 from lrc.arguments import check_trace
-from lrc.chance import shuffle
+from lrc.cache import hit_rates, sch
 from lrc.errors import LrcError
+from lrc.shuffling import check_repeats, over_shuffles, shuffle
 from lrc.srp import srp
 from lrc.trace import Trace
 
-__all__ = ["decompose", "shuffle_labels"]
+__all__ = ["decompose", "ladder", "shuffle_labels"]
+
+_MEASURES = {"srp": (srp, "srp"), "sch": (sch, "hit_rate"), "hit_rates": (hit_rates, "hit_rate")}
+# Where the tokens of a trace change places, by what of its consistency is left then.
+_RUNGS = {"popularity": "all", "domain": "domain", "text": "sequence", "order": None}
 
 
 def shuffle_labels(trace: Trace, *, seed: int = 0) -> Trace:
@@ -43,6 +48,90 @@ def shuffle_labels(trace: Trace, *, seed: int = 0) -> Trace:
     labels = np.random.default_rng(seed).permutation(trace.datasets)
     parts |= {"weights": trace.weights, "meta": trace.meta, "datasets": labels}
     return Trace(trace.experts, trace.num_experts, **parts)
+
+
+def ladder(
+    trace: Trace,
+    segment_lengths=(4, 16, 64, 256),
+    *,
+    measure: str = "srp",
+    level: str = "model",
+    repeats: int = 5,
+    seed: int = 0,
+    **options,
+) -> pd.DataFrame:
+    """What a measure gives as more and more of a trace's order is kept: four rungs up to the trace.
+
+    Parameters
+    ----------
+    trace : Trace
+    segment_lengths : int or sequence of int
+        For "srp" and "sch".
+    measure : {"srp", "sch", "hit_rates"}, default "srp"
+    level : str, default "model"
+        As in the measure.
+    repeats : int, default 5
+        Shuffles that are averaged on each rung but the last.
+    seed : int, default 0
+        Of the first shuffle.
+    **options
+        Passed on to `lrc.srp`, `lrc.sch` or `lrc.hit_rates`, such as ``policies``.
+
+    Returns
+    -------
+    DataFrame
+        For each row of the measure and each rung: ``rung``, the measure's columns with the mean of
+        the shuffles as ``srp`` or ``hit_rate``, and ``sd``, the standard deviation of one shuffle
+        (0 on the last rung, which is the trace itself).
+
+        ==========  =========================================================================
+        popularity  tokens change places in the whole trace: popular experts are left
+        domain      … within their dataset: and what domains prefer
+        text        … within their sequence: and what single texts prefer
+        order       … not at all: and which experts follow each other
+        ==========  =========================================================================
+
+        A trace of fewer than two datasets has no rung "domain", one of a single sequence no rung
+        "popularity" of its own: there it is called "text".
+
+    Raises
+    ------
+    LrcError
+        An unknown measure, fewer than one shuffle, and what the measure refuses.
+
+    See Also
+    --------
+    decompose : The steps, with what any few texts share kept apart from what domains do.
+    """
+    check_trace(trace)
+    check_repeats(repeats)
+    if measure not in _MEASURES:
+        raise LrcError(f"measure is {measure!r}, but must be one of {', '.join(_MEASURES)}")
+    function, value = _MEASURES[measure]
+    options |= {"level": level}
+    if measure != "hit_rates":
+        options["segment_lengths"] = segment_lengths
+    rungs = dict(_RUNGS)
+    if not _has_domains(trace):
+        del rungs["domain"]
+    if trace.num_sequences == 1:
+        del rungs["popularity"]
+    tables = []
+    for pool in rungs.values():
+        if pool is None:
+            traces = [trace]
+        else:
+            traces = (shuffle(trace, pool, seed=turn) for turn in range(seed, seed + repeats))
+        table = over_shuffles(traces, lambda one: function(one, **options), value)
+        if pool is None:
+            table["sd"] = 0.0
+        tables.append(table)
+    result = pd.concat(tables, keys=list(rungs), names=["rung", None])
+    return result.reset_index("rung").reset_index(drop=True)
+
+
+def _has_domains(trace):
+    return trace.datasets is not None and len(trace.dataset_names) > 1
 
 
 def decompose(
@@ -91,9 +180,8 @@ def decompose(
     some experts. What they prefer by that alone is due to texts and counted there.
     """
     check_trace(trace)
-    if repeats < 1:
-        raise LrcError(f"repeats is {repeats!r}, but there must be at least one shuffle")
-    domains = trace.datasets is not None and len(trace.dataset_names) > 1
+    check_repeats(repeats)
+    domains = _has_domains(trace)
     rungs = {"all": 0, "dealt": 0, "domain": 0, "sequence": 0}
     for turn in range(seed, seed + repeats):
         for name in rungs:

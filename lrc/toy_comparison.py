@@ -7,7 +7,8 @@ import pandas as pd
 
 from lrc import toys
 from lrc.balance import balance
-from lrc.chance import chance, excess, shuffle
+from lrc.chance import chance, excess
+from lrc.shuffling import shuffle
 from lrc.srp import srp
 
 __all__ = ["TOY_FINDINGS", "over_seeds", "seed_noise", "toy_findings", "toy_runs"]

@@ -2,14 +2,17 @@
 
 from collections import Counter
 from fractions import Fraction
-from itertools import product
+from itertools import permutations, product
 from math import comb
 
 import numpy as np
 import pandas as pd
+import plain
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.stats import binom
 from strategies import traces
 
 import lrc
@@ -220,7 +223,7 @@ def test_bad_arguments_are_explained():
     trace = lrc.Trace([[[[0]], [[1]]]], num_experts=2)
     rates = pd.DataFrame({"expert": [0, 1], "activation_rate": [0.5, 0.5]})
     for arguments, message in [
-        ({"measure": "sch"}, r"measure is 'sch'.*lrc.sch\(lrc.shuffle\(trace\)\)"),
+        ({"measure": "hits"}, "measure is .hits."),
         ({"level": "token"}, "level is 'token'"),
         ({"segment_lengths": (0,)}, "segment_lengths is"),
         ({"segment_lengths": 2.5}, "segment_lengths is 2.5"),
@@ -275,3 +278,165 @@ def test_nothing_to_measure_gives_an_empty_table():
     found = lrc.chance(trace, 16)
     assert found.empty
     assert list(found) == ["segment_length", "srp", "size_ratio", "activation_rate"]
+
+
+# --- Without replacement, and caches: what shuffled tokens give --------------------------------
+
+
+def orders(trace):
+    """The trace with its tokens in every order, each as a trace."""
+    places = [(i, t) for i, n in enumerate(trace.lengths.tolist()) for t in range(n)]
+    tokens = [trace.experts[place].copy() for place in places]
+    for order in permutations(range(len(places))):
+        experts = trace.experts.copy()
+        for place, chosen in zip(places, order, strict=True):
+            experts[place] = tokens[chosen]
+        yield lrc.Trace(experts, trace.num_experts, lengths=trace.lengths, datasets=trace.datasets)
+
+
+TOYS = 1.5e-3
+few_tokens = traces(max_sequences=2, max_tokens=2, max_layers=2, max_experts=4)
+
+
+@given(few_tokens, st.integers(1, 3))
+def test_without_replacement_counts_are_those_of_all_orders(trace, m):
+    found = lrc.chance(trace, m, replacement=False)
+    counts = Counter()
+    for one in orders(trace):
+        counts.update(plain.segments(one, m))
+    assert len(found) == (m <= trace.lengths.max())
+    if len(found):
+        pooled = list(counts.elements())
+        srp, _, rate = plain.srp(pooled, m)
+        assert found.loc[0, "srp"] == pytest.approx(float(srp), abs=1e-9)
+        assert found.loc[0, "activation_rate"] == pytest.approx(float(rate), abs=1e-9)
+
+
+@given(traces(datasets=True, max_tokens=8), st.sampled_from(["model", "layer", "expert"]))
+def test_without_replacement_there_are_the_rows_of_srp(trace, level):
+    for by_dataset in (False, True):
+        observed = lrc.srp(trace, (2, 5), level=level, by_dataset=by_dataset)
+        options = {"level": level, "by_dataset": by_dataset, "replacement": False}
+        assert len(lrc.excess(observed, lrc.chance(trace, (2, 5), **options))) == len(observed)
+
+
+@pytest.mark.parametrize("toy", ["baseline", "no_balance", "fewer_active"])
+def test_shuffled_toys_meet_both_formulas(toy):
+    """Of each segment length; over 100,000 tokens nearly nothing depends on replacement."""
+    trace = lrc.resolve_trace(f"toy:{toy}")
+    lengths = (4, 16, 64, 256)
+    shuffled = lrc.srp(lrc.shuffle(trace), lengths)["srp"]
+    rates = lrc.srp(trace, 1, level="expert").drop(columns="segment_length")
+    for expected in (lrc.chance(rates, lengths), lrc.chance(trace, lengths, replacement=False)):
+        assert shuffled.to_numpy() == pytest.approx(expected["srp"].to_numpy(), abs=TOYS)
+
+
+@pytest.mark.parametrize("measure", ["sch", "static", "hit_rates"])
+def test_caches_are_averaged_over_shuffles(measure):
+    """The mean over many shuffles is that over every order, by the plain replay."""
+    trace = lrc.Trace([[[[0, 1]], [[0, 2]], [[3, 0]]], [[[1, 2]], [[1, 0]], [[-1, -1]]]], 4)
+    trace = lrc.Trace(trace.experts, 4, lengths=[3, 2])
+    options = {"measure": measure, "policies": ["lru", "belady"], "repeats": 400}
+    if measure == "static":
+        options |= {"measure": "sch", "definition": "static"}
+    found = lrc.chance(trace, (2,), **options)
+    keys = ["segment_length"] if "segment_length" in found else ["policy"]
+    assert list(found) == [*keys, "cache_size", "cache_ratio", "hit_rate", "sd"]
+    for row in found.to_dict("records"):
+        hits = uses = 0
+        for one in orders(trace):
+            for i in range(2):
+                tokens = plain.uses(one, i, [0])
+                if measure == "static":
+                    more = plain.hits_of_best_sets(tokens, row["cache_size"], 2)
+                else:
+                    policy = row.get("policy", "lookahead")
+                    more = plain.hits_of_replay(tokens, row["cache_size"], policy, 2)
+                    more = more, sum(map(len, tokens))
+                hits, uses = hits + more[0], uses + more[1]
+        assert row["hit_rate"] == pytest.approx(hits / uses, abs=0.25 * row["sd"] + 1e-12)
+
+
+@given(traces(datasets=True, max_tokens=8), st.booleans(), st.sampled_from(["model", "layer"]))
+@settings(max_examples=30)
+def test_rows_and_columns_are_those_of_caches(trace, by_dataset, level):
+    where = {"by_dataset": by_dataset, "level": level}
+    for observed, options in [
+        (lrc.sch(trace, (2, 5), **where), {"measure": "sch"}),
+        (lrc.sch(trace, 2, definition="static", **where), {"definition": "static"}),
+        (lrc.hit_rates(trace, "lfu", **where), {"measure": "hit_rates", "policies": "lfu"}),
+    ]:
+        lengths = 2 if "definition" in options else (2, 5)
+        options = {"measure": "sch", "repeats": 2, **options}
+        expected = lrc.chance(trace, lengths, **where, **options)
+        assert [name for name in expected if name != "sd"] == list(observed)
+        assert len(observed) == len(expected)
+        both = lrc.excess(observed, expected)
+        assert list(both) == [*observed, "chance", "excess"]
+        room = 1 - both["chance"]
+        gain = (both["hit_rate"] - both["chance"]) * (room > 1e-12)
+        np.testing.assert_allclose(both["excess"] * room, gain, atol=1e-12)
+
+
+def independent(sequences=40, tokens=300, experts=24, top_k=3):
+    """Tokens routed independently by a router that likes some experts better."""
+    random = np.random.default_rng(5)
+    noise = random.gumbel(size=(sequences, tokens, experts)) + np.linspace(0, 3, experts)
+    return lrc.Trace(np.argsort(-noise, axis=-1)[:, :, None, :top_k], experts)
+
+
+def test_a_router_without_memory_has_no_excess():
+    trace = independent()
+    for observed, options in [
+        (lrc.sch(trace, 16), {"measure": "sch"}),
+        (lrc.sch(trace, 16, definition="static"), {"measure": "sch", "definition": "static"}),
+        (lrc.hit_rates(trace), {"measure": "hit_rates"}),
+    ]:
+        expected = lrc.chance(trace, 16, **options)
+        # Where chance leaves nearly no room, excess is a ratio of two small differences.
+        assert lrc.excess(observed, expected).query("chance < 0.95")["excess"].abs().max() < 0.02
+        assert expected["sd"].max() < 0.005
+
+
+def test_static_sch_by_chance_lies_between_its_bounds():
+    """A window's best set hits what the most popular experts do, or more; and less than if slots
+    could be moved between windows, which the pooled histogram tells."""
+    trace, m = independent(), 16
+    found = lrc.chance(trace, m, measure="sch", definition="static")["hit_rate"].to_numpy()
+    rates = lrc.srp(trace, 1, level="expert")["activation_rate"].to_numpy()
+    popular = np.sort(rates)[::-1].cumsum() / rates.sum()
+    count = np.arange(m + 1)
+    histogram = binom.pmf(count, m, rates[:, None]).sum(axis=0)
+    counts, sizes = np.repeat(count[::-1], 1), histogram[::-1].cumsum()
+    gained = (histogram[::-1] * counts).cumsum()
+    best = np.interp(np.arange(1, len(rates) + 1), np.append(0, sizes), np.append(0, gained))
+    assert (found >= popular - 0.002).all()
+    assert (found <= best / (m * rates.sum()) + 0.002).all()
+    assert found[5] > popular[5] + 0.02
+
+
+def test_lru_by_chance_is_near_ches_approximation():
+    """An expert is in the cache if it was used within the time that fills the cache."""
+    trace = independent()
+    found = lrc.chance(trace, measure="hit_rates", policies="lru")["hit_rate"].to_numpy()
+    rates = lrc.srp(trace, 1, level="expert")["activation_rate"].to_numpy()
+    for size in (6, 12, 18):
+        time = brentq(lambda t, size=size: (1 - (1 - rates) ** t).sum() - size, 1e-6, 1e6)
+        expected = (rates * (1 - (1 - rates) ** time)).sum() / rates.sum()
+        assert found[size - 1] == pytest.approx(expected, abs=0.02)
+
+
+def test_bad_arguments_of_caches_are_explained():
+    trace = lrc.Trace([[[[0]], [[1]]]], num_experts=2)
+    for source, arguments, message in [
+        (trace, {"measure": "sch", "level": "expert"}, "for sch it must be 'model' or 'layer'"),
+        ((8, 2), {"measure": "hit_rates"}, "no formula that needs rates only: give the trace"),
+        (trace, {"measure": "sch", "repeats": 0}, "repeats is 0"),
+        ((8, 2), {"replacement": False}, "expected a lrc.Trace"),
+    ]:
+        with pytest.raises(lrc.LrcError, match=message):
+            lrc.chance(source, **arguments)
+    with pytest.raises(lrc.LrcError, match="both tables must have a column 'srp'"):
+        lrc.excess(lrc.srp(trace, 2), lrc.srp(trace, 2).drop(columns="srp"))
+    with pytest.raises(lrc.LrcError, match="column 'segment_length' must be in both"):
+        lrc.excess(lrc.sch(trace, 2), lrc.hit_rates(trace))

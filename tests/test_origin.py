@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import traces
 
 import lrc
@@ -73,7 +74,44 @@ def test_labels_are_dealt_out_anew_and_nothing_else_changes():
         lrc.shuffle_labels(lrc.Trace([[[[0]]]], 2))
 
 
+@settings(max_examples=20)
+@given(traces(datasets=True, max_tokens=8), st.sampled_from(["srp", "sch", "hit_rates"]))
+def test_rungs_are_the_measure_of_shuffled_traces(trace, measure):
+    options = {"level": "layer"} | ({} if measure == "hit_rates" else {"segment_lengths": (1, 3)})
+    found = lrc.ladder(trace, (1, 3), measure=measure, level="layer", repeats=2, seed=4)
+    value = "srp" if measure == "srp" else "hit_rate"
+    pools = {"popularity": "all", "domain": "domain", "text": "sequence"}
+    if trace.num_sequences == 1:
+        del pools["popularity"]
+    if len(trace.dataset_names) < 2:
+        del pools["domain"]
+    for rung, pool in pools.items():
+        tables = [
+            getattr(lrc, measure)(lrc.shuffle(trace, pool, seed=s), **options) for s in (4, 5)
+        ]
+        here = found[found["rung"] == rung]
+        values = np.array([table[value] for table in tables])
+        assert np.allclose(here[value], values.mean(axis=0), atol=1e-12)
+        assert np.allclose(here["sd"], values.std(axis=0, ddof=1), atol=1e-12)
+    top = found[found["rung"] == "order"].drop(columns=["rung", "sd"]).reset_index(drop=True)
+    assert top.equals(getattr(lrc, measure)(trace, **options))
+    assert list(found["rung"].unique()) == [*pools, "order"] * (len(top) > 0)
+
+
+def test_rungs_and_parts_agree():
+    trace = routed(preference("text"))
+    rungs = lrc.ladder(trace, 16).set_index("rung")["srp"]
+    parts = lrc.decompose(trace, 16).set_index("source")["gain"]
+    assert parts["popularity"] == pytest.approx(rungs["popularity"])
+    assert parts["order"] == pytest.approx(rungs["order"] - rungs["text"])
+    assert parts["domain"] + parts["text"] == pytest.approx(rungs["text"] - rungs["popularity"])
+
+
 def test_wants_a_shuffle():
     trace = lrc.Trace([[[[0]], [[1]]]], num_experts=2)
     with pytest.raises(lrc.LrcError, match="repeats is 0"):
         lrc.decompose(trace, 2, repeats=0)
+    with pytest.raises(lrc.LrcError, match="repeats is 0"):
+        lrc.ladder(trace, 2, repeats=0)
+    with pytest.raises(lrc.LrcError, match="measure is 'x', but must be one of srp, sch"):
+        lrc.ladder(trace, 2, measure="x")
