@@ -8,10 +8,19 @@ import pandas as pd
 from lrc import toys
 from lrc.balance import balance
 from lrc.chance import chance, excess
+from lrc.local_balance import local_balance
 from lrc.shuffling import shuffle
 from lrc.srp import srp
 
-__all__ = ["TOY_FINDINGS", "over_seeds", "seed_noise", "toy_findings", "toy_runs"]
+__all__ = [
+    "TOY_FINDINGS",
+    "noise_of_difference",
+    "over_seeds",
+    "seed_noise",
+    "toy_balance",
+    "toy_findings",
+    "toy_runs",
+]
 
 
 def toy_runs(segment_length: int = 16, *, bootstrap: int = 0, seed: int = 0) -> pd.DataFrame:
@@ -54,6 +63,36 @@ def toy_runs(segment_length: int = 16, *, bootstrap: int = 0, seed: int = 0) -> 
             }
         )
     return pd.DataFrame(rows)
+
+
+def toy_balance(segment_lengths=(16,)) -> pd.DataFrame:
+    """Measure local load balance of every shipped toy trace, and its SRP beside it.
+
+    Parameters
+    ----------
+    segment_lengths : sequence of int, default (16,)
+        Tokens in a window.
+
+    Returns
+    -------
+    DataFrame
+        A row per variant, training seed and segment length: ``model``, ``seed``, the columns of
+        `lrc.local_balance`, ``srp``, ``chance``, ``excess``, and ``global_cv``: the coefficient of
+        variation of the experts' loads in all windows together.
+    """
+    parts = []
+    for name, run in toys.shipped():
+        trace = toys.load_trace(name, run)
+        found = excess(srp(trace, segment_lengths), chance(trace, segment_lengths))
+        found = local_balance(trace, segment_lengths).merge(
+            found[["segment_length", "srp", "chance", "excess"]]
+        )
+        experts = trace.num_experts * trace.num_layers
+        spread = found["uneven"].clip(lower=0) / found["share"] * experts / (experts - 1)
+        found.insert(0, "model", name)
+        found.insert(1, "seed", run)
+        parts.append(found.assign(global_cv=np.sqrt(spread)))
+    return pd.concat(parts, ignore_index=True)
 
 
 def over_seeds(runs: pd.DataFrame, value: str = "srp", *, confidence: float = 0.95) -> pd.DataFrame:
@@ -111,6 +150,31 @@ def seed_noise(runs: pd.DataFrame, value: str = "srp") -> tuple[float, int]:
     return (float(np.sqrt(squares / freedom)) if freedom else np.nan), freedom
 
 
+def noise_of_difference(
+    deviation: float, freedom: int, first: int, second: int, *, confidence: float = 0.95
+) -> float:
+    """Difference of means of `first` and `second` runs that seeds alone rarely exceed.
+
+    Parameters
+    ----------
+    deviation : float
+    freedom : int
+        What `seed_noise` returns.
+    first, second : int
+        Runs behind each of the means.
+    confidence : float, default 0.95
+
+    Returns
+    -------
+    float
+        t times the deviation times sqrt(1 / first + 1 / second); NaN without degrees of freedom.
+    """
+    from scipy import stats
+
+    quantile = stats.t.ppf((1 + confidence) / 2, freedom) if freedom else np.nan
+    return float(quantile * deviation * np.sqrt(1 / first + 1 / second))
+
+
 @dataclass(frozen=True)
 class ToyFinding:
     """What the paper says of two of its toys: `variant` lies above or below `reference`."""
@@ -158,18 +222,16 @@ def toy_findings(
         `seed_noise`) and ``agrees``: "yes" or "no" where our difference exceeds the noise, else
         "within noise"; "one seed" where nothing tells the noise, "-" where a number is missing.
     """
-    from scipy import stats
-
     ours, theirs = over_seeds(runs).set_index("model"), paper.set_index("model")
     rows = []
     for measure in ("srp", "excess", "loss"):
         deviation, freedom = seed_noise(runs, measure)
-        quantile = stats.t.ppf((1 + confidence) / 2, freedom) if freedom else np.nan
         for finding in TOY_FINDINGS:
             pair = [finding.variant, finding.reference]
             if measure in finding.measures:
                 here, there = (t[measure].reindex(pair).to_numpy() for t in (ours, theirs))
-                noise = quantile * deviation * np.sqrt((1 / ours["seeds"].reindex(pair)).sum())
+                seeds = ours["seeds"].reindex(pair)
+                noise = noise_of_difference(deviation, freedom, *seeds, confidence=confidence)
                 row = {"paper": there[0] - there[1], "ours": here[0] - here[1], "noise": noise}
                 row["agrees"] = _verdict(**row)
                 rows.append({"measure": measure, "finding": finding.text} | row)

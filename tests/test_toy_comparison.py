@@ -7,7 +7,15 @@ from scipy import stats
 
 import lrc
 from lrc.architectures import published_toys
-from lrc.toy_comparison import TOY_FINDINGS, over_seeds, seed_noise, toy_findings, toy_runs
+from lrc.toy_comparison import (
+    TOY_FINDINGS,
+    noise_of_difference,
+    over_seeds,
+    seed_noise,
+    toy_balance,
+    toy_findings,
+    toy_runs,
+)
 
 
 @pytest.fixture
@@ -112,3 +120,22 @@ def test_runs_are_what_the_measures_give():
     assert row["loss"] == pytest.approx(last["loss"].mean())
     assert 0 < row["topic"] < 1
     assert "ci_low" not in runs
+
+
+def test_balance_of_runs_is_what_the_measures_give():
+    runs = toy_balance((4, 16))
+    pairs = runs[["model", "seed"]].drop_duplicates()
+    assert list(pairs.itertuples(index=False, name=None)) == lrc.toys.shipped()
+    trace = lrc.toys.load_trace("over_balance", 2)
+    row = runs.query("model == 'over_balance' and seed == 2 and segment_length == 16").iloc[0]
+    assert row["srp"] == lrc.srp(trace, 16)["srp"].item()
+    assert row["memory"] == lrc.local_balance(trace, 16)["memory"].item()
+    loads = lrc.balance(trace, level="model", segment_length=16)
+    assert row["global_cv"] == pytest.approx(loads["load_cv"].item())
+
+
+def test_noise_of_a_difference_grows_as_seeds_are_few():
+    assert np.isnan(noise_of_difference(np.nan, 0, 1, 1))
+    whole = noise_of_difference(0.01, 10, 3, 3)
+    assert whole == pytest.approx(stats.t.ppf(0.975, 10) * 0.01 * (2 / 3) ** 0.5)
+    assert noise_of_difference(0.01, 10, 1, 3) > whole
