@@ -16,18 +16,22 @@ from lrc.specialists import stacks
 from lrc.srp import srp
 
 __all__ = [
+    "alike",
     "domain_profiles",
+    "domains",
     "layers",
     "middle",
     "peaks",
     "positions",
     "post_training",
     "starts",
+    "toy_domains",
     "toy_layers",
     "yardsticks",
 ]
 
 _GENERAL = ("c4", "cc2306", "book", "wikipedia")
+_TECHNICAL = ("arxiv", "stackexchange", "github", "math", "code")
 
 
 def layers(segment_length: int = 16) -> pd.DataFrame:
@@ -209,6 +213,98 @@ def toy_layers(segment_length: int = 16) -> pd.DataFrame:
         row = excess(srp(trace, segment_length, level="layer"), level)
         parts.append(row.assign(model=name, seed=seed))
     return pd.concat(parts, ignore_index=True)
+
+
+def domains(toy: bool = False) -> pd.DataFrame:
+    """Published SRP of each domain at 16 tokens, relative to that of the whole corpus.
+
+    Parameters
+    ----------
+    toy : bool, default False
+        That of the paper's ten toys, under the names of ours, rather than of its 20 models.
+
+    Returns
+    -------
+    DataFrame
+        A row per model and domain: model, dataset (display name), technical (code, mathematics,
+        and papers and questions about them: the five domains that the paper names as those some
+        models favour), srp and difference (relative, less 1).
+    """
+    if toy:
+        table = published.table("toy_domain").rename(columns={"srp16": "srp"})
+        names = published.table("toy_models").set_index("key")["name"]
+        table["model"] = table["model"].map(names)
+    else:
+        table = published.table("srp_model_dataset")
+        table["model"] = stacks(table)
+    table["technical"] = table["dataset"].isin(_TECHNICAL)
+    names = published.table("datasets").set_index("key")["name"]
+    table["dataset"] = table["dataset"].map(names)
+    table = table.rename(columns={"rel_diff": "difference"})
+    return table[["model", "dataset", "technical", "srp", "difference"]]
+
+
+def toy_domains(segment_length: int = 16, *, bootstrap: int = 0, seed: int = 0) -> pd.DataFrame:
+    """SRP of each domain of every shipped toy, and its excess over the domain's own chance level.
+
+    Parameters
+    ----------
+    segment_length : int, default 16
+    bootstrap, seed
+        As in `lrc.srp`.
+
+    Returns
+    -------
+    DataFrame
+        model, run (number of the training seed), and the columns of `lrc.excess` by dataset;
+        whole, the SRP of all domains together, and whole_excess.
+    """
+    parts = []
+    for name, run in toys.shipped():
+        trace = toys.load_trace(name, run)
+        whole, each = (
+            excess(
+                srp(trace, segment_length, by_dataset=split, bootstrap=bootstrap, seed=seed),
+                chance(trace, (segment_length,), by_dataset=split),
+            )
+            for split in (False, True)
+        )
+        total = {"whole": whole["srp"].item(), "whole_excess": whole["excess"].item()}
+        parts.append(each.assign(model=name, run=run, **total))
+    return pd.concat(parts, ignore_index=True)
+
+
+def alike(trace, segment_length: int = 16) -> pd.DataFrame:
+    """Are the experts that are consistent in one domain so in another?
+
+    Parameters
+    ----------
+    trace : Trace
+        With datasets.
+    segment_length : int, default 16
+
+    Returns
+    -------
+    DataFrame
+        A row per pair of domains, as the paper takes them: first, second, and the correlations over
+        experts of activation_rate, srp and excess (over the expert's own chance level in that
+        domain). Experts that a domain of the pair never uses are left out of it.
+    """
+    measured = srp(trace, segment_length, level="expert", by_dataset=True)
+    level = chance(measured, (segment_length,), level="expert", by_dataset=True)
+    measured = excess(measured, level)
+    measured = measured[measured["activation_rate"] > 0]
+    columns = {
+        name: measured.pivot_table(name, ["layer", "expert"], "dataset")
+        for name in ("activation_rate", "srp", "excess")
+    }
+    names = trace.dataset_names
+    return pd.DataFrame(
+        {"first": first, "second": second}
+        | {name: wide[first].corr(wide[second]) for name, wide in columns.items()}
+        for place, first in enumerate(names)
+        for second in names[place + 1 :]
+    )
 
 
 def post_training(dataset: str | None = None) -> pd.DataFrame:

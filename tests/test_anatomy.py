@@ -103,3 +103,40 @@ def test_toy_layers_are_those_of_srp():
     row = table.query("model == 'baseline' and seed == 0")
     expected = lrc.srp(lrc.toys.load_trace("baseline"), 16, level="layer")
     assert row["srp"].tolist() == expected["srp"].tolist()
+
+
+def test_domains_are_relative_to_the_whole_corpus():
+    table = anatomy.domains()
+    assert table.groupby("model").size().unique().tolist() == [11]
+    assert table.groupby("model")["technical"].sum().unique().tolist() == [5]
+    known = published.table("srp_model").query("seg_len == 16 and model == 'phi'")["srp"].item()
+    row = table.query("model == 'phi' and dataset == 'GitHub'").iloc[0]
+    assert row["difference"] == pytest.approx(row["srp"] / known - 1, abs=1e-4)
+    assert anatomy.domains(toy=True)["model"].nunique() == 10
+
+
+def test_domains_of_toys_have_their_own_chance_level():
+    table = anatomy.toy_domains(16)
+    trace = lrc.toys.load_trace("baseline")
+    row = table.query("model == 'baseline' and run == 0 and dataset == 'python'").iloc[0]
+    keep = trace.datasets == "python"
+    alone = lrc.Trace(trace.experts[keep], trace.num_experts, lengths=trace.lengths[keep])
+    assert row["srp"] == lrc.srp(alone, 16)["srp"].item()
+    assert row["chance"] == pytest.approx(lrc.chance(alone, (16,))["srp"].item())
+    assert row["whole"] == lrc.srp(trace, 16)["srp"].item()
+
+
+def test_alike_is_a_correlation_over_experts():
+    trace = lrc.toys.load_trace("baseline")
+    table = anatomy.alike(trace, 16)
+    assert len(table) == 8 * 7 // 2
+    row = table.query("first == 'cpp' and second == 'python'").iloc[0]
+    values = {}
+    for name in ("cpp", "python"):
+        keep = trace.datasets == name
+        alone = lrc.Trace(trace.experts[keep], trace.num_experts, lengths=trace.lengths[keep])
+        measured = lrc.srp(alone, 16, level="expert").set_index(["layer", "expert"])
+        values[name] = measured[measured["activation_rate"] > 0]
+    for column in ("activation_rate", "srp"):
+        pair = pd.concat([part[column] for part in values.values()], axis=1).dropna()
+        assert row[column] == pytest.approx(pair.corr().iloc[0, 1])
