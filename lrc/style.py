@@ -80,6 +80,8 @@ AXES = {
     "cache_size": Axis("cache size (experts)", item="{:g} experts"),
     "size_ratio": Axis("size ratio"),
     "activation_rate": Axis("activation rate"),
+    "steps_and_one": Axis("training steps + 1", log2=True),
+    "loss": Axis("loss (nats per token)"),
     "start": Axis("first token of the segment"),
     "layer": Axis("MoE layer", item="layer {:g}"),
     "expert": Axis("expert", item="expert {:g}"),

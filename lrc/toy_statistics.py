@@ -231,6 +231,14 @@ class Run:
         """Statistics at the end of the training."""
         return self.snapshots[self.steps]
 
+    def course(self, *, level: str = "model", bootstrap: int = 0, seed: int = 0) -> pd.DataFrame:
+        """Return what `Statistics.measures` says at each step, with a column ``step`` first."""
+        tables = []
+        for step, statistics in self.snapshots.items():
+            tables.append(statistics.measures(level=level, bootstrap=bootstrap, seed=seed))
+            tables[-1].insert(0, "step", step)
+        return pd.concat(tables, ignore_index=True)
+
     @property
     def loss(self) -> float:
         """Held-out loss at the end, mean of the domains, in nats per token."""

@@ -96,6 +96,18 @@ def test_a_run_is_read_back_as_it_was(trace, tmp_path):
     assert found.snapshots[0].measures()["srp"].item() == lrc.srp(trace, MAIN_LENGTH)["srp"].item()
 
 
+def test_course_has_every_step(trace):
+    run = Run("baseline", 3, 40, losses(), {0: of_trace(trace, brief=True), 40: of_trace(trace)})
+    course = run.course(bootstrap=20)
+    assert course["step"].tolist() == [0, 40]
+    for _, row in course.iterrows():
+        expected = run.snapshots[row["step"]].measures(bootstrap=20).iloc[0]
+        assert row.drop("step").to_dict() == expected.to_dict()
+    assert run.course(level="layer")[["step", "layer"]].to_numpy().tolist() == [
+        [step, layer] for step in (0, 40) for layer in (0, 1)
+    ]
+
+
 def test_what_was_not_kept_is_said(trace, tmp_path):
     brief = of_trace(trace, brief=True)
     with pytest.raises(lrc.LrcError, match="segment_length is 4, but only 16 were counted"):
