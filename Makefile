@@ -13,6 +13,8 @@ READY := .venv/ready-$(shell { pwd -P; cat $(PINS); } | cksum | cut -d ' ' -f 1)
 # What only the tests need is large, so it comes with `make test`.
 TESTED := $(READY)-tests
 RUN   := .venv/bin/python
+# What drives Chromium through the book's pages comes with `make test-browser`.
+BROWSED := $(READY)-browser-$(shell cksum < requirements-browser.txt | cut -d ' ' -f 1)
 # Models whose code is for transformers 4 run in an environment of their own.
 LEGACY := .venv-legacy/ready-$(shell { pwd -P; cat requirements-legacy.txt pyproject.toml; } | cksum | cut -d ' ' -f 1)
 
@@ -22,14 +24,18 @@ LEGACY_TESTS := $(addprefix tests/test_,both_versions.py conversions.py expert_r
 # Which Python to set .venv up with; name another one as `make PYTHON=/usr/bin/python3.12 book`.
 PYTHON ?=
 
+# Chromium for `make test-browser`, where it is not on the PATH.
+CHROMIUM ?=
+
 # A checkout of the paper's scripts for `make bench` to measure against; see benchmarks.
 PAPER ?=
 
-.PHONY: help book test test-legacy notebooks bench lock clean
+.PHONY: help book test test-browser test-legacy notebooks bench lock clean
 
 help:
 	@echo 'make book         run every notebook and build the book: _build/html/index.html'
 	@echo 'make test         ruff, unit tests, and every notebook against its committed outputs'
+	@echo 'make test-browser every page of the built book in Chromium: whole, readable, usable'
 	@echo 'make test-legacy  recording and loading models with transformers 4.57'
 	@echo 'make notebooks    run every notebook and rewrite its committed outputs'
 	@echo 'make bench        time the measures and write book/benchmarks.md; PAPER=FOLDER of the scripts'
@@ -47,6 +53,10 @@ test: $(TESTED)
 	@$(RUN) -m ruff format --check --quiet . \
 	  || { echo 'Not formatted; run: $(RUN) -m ruff format .'; exit 1; }
 	@$(RUN) -m pytest
+
+test-browser: $(BROWSED)
+	@CHROMIUM='$(CHROMIUM)' $(RUN) tests/browser/chromium.py
+	@CHROMIUM='$(CHROMIUM)' $(RUN) -m pytest -q -o addopts= tests/browser
 
 bench: $(TESTED)
 	@$(RUN) -m benchmarks $(if $(PAPER),--paper '$(PAPER)')
@@ -90,4 +100,9 @@ $(LEGACY): $(READY)
 $(TESTED): $(READY)
 	@echo 'Installing what only the tests need (a minute the first time)'
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
+
+$(BROWSED): $(READY)
+	@echo 'Installing what only the tests of the pages need (half a minute the first time)'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	@touch $@

@@ -7,6 +7,7 @@ built from a copy of its sources, with those notebooks among them, in `_build/sr
 import argparse
 import base64
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import interactive
 import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
@@ -72,7 +74,7 @@ def book() -> None:
         key.unlink(missing_ok=True)
         _write(run(source), target)
         key.write_text(digest)
-    stage(executed)
+    stage(executed, interactive_parts(code))
     build_pages()
 
 
@@ -144,10 +146,32 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def stage(executed: Path) -> None:
-    """Bring the book's sources in `_build/src` up to date; what did not change keeps its date."""
+def interactive_parts(code: bytes) -> dict[Path, Path]:
+    """Write what the interactive pages show, unless its code has not changed: files by place."""
+    folder = BUILD / "interactive"
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(code + Path(interactive.__file__).read_bytes()).hexdigest()
+    listed = folder / "listed.json"
+    if listed.exists():
+        known = json.loads(listed.read_text())
+        if known["digest"] == digest:
+            return {Path(place): folder / name for place, name in known["files"].items()}
+    print("interactive pages", end="  ", flush=True)
+    start = time.monotonic()
+    written = interactive.write(folder)
+    files = {str(place): path.name for place, path in written.items()}
+    listed.write_text(json.dumps({"digest": digest, "files": files}))
+    print(f"{time.monotonic() - start:.1f} s", flush=True)
+    return written
+
+
+def stage(executed: Path, made: dict[Path, Path]) -> None:
+    """Bring the book's sources in `_build/src` up to date; what did not change keeps its date.
+
+    `executed` holds the notebooks; `made` are files that were made for the book, by their place.
+    """
     source = BUILD / "src"
-    wanted = {Path(name): ROOT / name for name in ("_config.yml", "_toc.yml")}
+    wanted = {Path(name): ROOT / name for name in ("_config.yml", "_toc.yml")} | made
     for path in sorted((ROOT / "book").rglob("*")):
         if path.is_file() and path.suffix not in (".py", ".pyc"):
             wanted[path.relative_to(ROOT)] = path
