@@ -16,7 +16,6 @@ import sys
 import time
 from pathlib import Path
 
-import interactive
 import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
@@ -150,7 +149,8 @@ def interactive_parts(code: bytes) -> dict[Path, Path]:
     """Write what the interactive pages show, unless its code has not changed: files by place."""
     folder = BUILD / "interactive"
     folder.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(code + Path(interactive.__file__).read_bytes()).hexdigest()
+    script = Path(__file__).with_name("interactive.py")
+    digest = hashlib.sha256(code + script.read_bytes()).hexdigest()
     listed = folder / "listed.json"
     if listed.exists():
         known = json.loads(listed.read_text())
@@ -158,6 +158,8 @@ def interactive_parts(code: bytes) -> dict[Path, Path]:
             return {Path(place): folder / name for place, name in known["files"].items()}
     print("interactive pages", end="  ", flush=True)
     start = time.monotonic()
+    import interactive  # loads the package, which is for nothing where nothing changed
+
     written = interactive.write(folder)
     files = {str(place): path.name for place, path in written.items()}
     listed.write_text(json.dumps({"digest": digest, "files": files}))

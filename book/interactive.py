@@ -138,6 +138,7 @@ def windows() -> dict:
     routing[f"{first}, tokens shuffled"] = ("published, then shuffled", np.sort(mixed))
     return {
         "experts": 16,
+        "chance": lrc.chance((16, 2), range(1, 33))["srp"].round(6).tolist(),  # by window length
         "cases": [
             {"label": label, "kind": kind, "routing": ids.tolist()}
             for label, (kind, ids) in routing.items()

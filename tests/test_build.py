@@ -1,6 +1,8 @@
 """The script behind `make book`: what it refuses, and what it leaves out of notebooks."""
 
 import importlib.util
+import sys
+import types
 from pathlib import Path
 
 import nbformat
@@ -60,7 +62,8 @@ def test_a_failing_notebook_is_named_in_one_line_and_left_alone(build, tmp_path,
 
 
 def test_notebooks_run_again_only_if_something_changed(build, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "stage", lambda executed: None)
+    monkeypatch.setattr(build, "interactive_parts", lambda code: {})
+    monkeypatch.setattr(build, "stage", lambda executed, made: None)
     monkeypatch.setattr(build, "build_pages", lambda: None)
     ran = []
     monkeypatch.setattr(build, "run", lambda path: ran.append(path.name) or nbformat.read(path, 4))
@@ -87,7 +90,8 @@ def test_notebooks_run_again_only_if_something_changed(build, tmp_path, monkeypa
 def test_a_notebook_without_its_public_traces_keeps_its_outputs(
     build, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(build, "stage", lambda executed: None)
+    monkeypatch.setattr(build, "interactive_parts", lambda code: {})
+    monkeypatch.setattr(build, "stage", lambda executed, made: None)
     monkeypatch.setattr(build, "build_pages", lambda: None)
     here = []
     monkeypatch.setattr(build.public_traces, "is_here", lambda name: name in here)
@@ -113,6 +117,22 @@ def test_a_notebook_without_its_public_traces_keeps_its_outputs(
     assert nbformat.read(executed, 4).cells[0].outputs[0].data == {"text/plain": "42"}
     assert path.read_bytes() == before
     assert nbformat.read(executed, 4).metadata["lrc"] == book.metadata["lrc"]
+
+
+def test_interactive_pages_are_computed_again_only_if_something_changed(build, monkeypatch):
+    written = []
+
+    def write(folder):
+        written.append(folder)
+        (folder / "data.js").write_text("x")
+        return {Path("book/_static/data.js"): folder / "data.js"}
+
+    monkeypatch.setitem(sys.modules, "interactive", types.SimpleNamespace(write=write))
+    first = build.interactive_parts(b"code")
+    assert build.interactive_parts(b"code") == first
+    assert len(written) == 1
+    assert build.interactive_parts(b"other code") == first
+    assert len(written) == 2
 
 
 def test_charts_describe_themselves_to_the_page(build):

@@ -278,7 +278,7 @@
           const curve = lineOf(entry, key);
           return curve ? decimals(rateAt(curve, state.ratio)) : "–";
         });
-        const cells = [rates.join("  "), ...(size && known ? [times(size), `${Number(experts.toFixed(1))} of ${entry.experts}`, `${((100 * experts) / entry.experts).toFixed(0)} %`] : [line ? `more than ${REACH}×` : "–", "–", "–"]), times(line?.chord), times(line?.gain)];
+        const cells = [rates.join("  "), ...(size && known ? [times(size), `${Number(experts.toFixed(1))} of ${entry.experts}`, `${Number(((100 * experts) / entry.experts).toFixed(1))} %`] : [line ? `more than ${REACH}×` : "–", "–", "–"]), times(line?.chord), times(line?.gain)];
         body.append(make("tr", { "data-model": entry.key }, make("th", { scope: "row" }, entry.label), ...cells.map((text) => make("td", {}, text))));
         if (line) {
           advice.push(

@@ -144,7 +144,8 @@ class TestTheTests:
     def test_missing_things_are_missed(self, page):
         page.set_content(
             "<article><img src='data:,' alt=''><svg width=9 height=9></svg>"
-            "<div class=math>x</div><img style='background:#000' src='data:,x' alt='dark'></article>"
+            "<div class=math>x</div>"
+            "<img style='background:#000' src='data:,x' alt='dark'></article>"
         )
         assert len(look(page, "brokenImages")) == 2
         assert len(look(page, "picturesWithoutText")) == 2
