@@ -15,8 +15,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lrc.bootstrap import Dealer, exact_product, exact_sum, mirrored_interval, strata_of_parts
-from lrc.kernels import best_resampled, block_bytes, count_columns, host, on_host
+from lrc.bootstrap import Dealer, exact_product, exact_sum, mirrored, strata_of_parts, tails
+from lrc.kernels import (
+    best_of_sequences,
+    best_resampled,
+    block_bytes,
+    count_columns,
+    cpu_quantiles,
+    host,
+    in_slices,
+    on_host,
+    panels_of,
+)
 from lrc.shards import Corpus, is_of, labels_of
 from lrc.window_counts import LEVELS, WindowCounts, best_router
 
@@ -27,6 +37,8 @@ SUM_BYTES_IN_MEMORY = 1 << 27
 # Sequences that are added at a time, and how large their counts may become.
 BLOCK_SEQUENCES = 512
 BLOCK_BYTES = 1 << 26
+# Rows that a thread works on.
+ROWS = 32
 # Sequences from which the spread of F1 is estimated, and how many standard deviations of it to look
 # at on either side of the estimate.
 SAMPLE = 256
@@ -59,8 +71,15 @@ class _Step:
     width: np.ndarray
 
     def select(self, rows) -> "_Step":
-        names = ("level", "segment", "layer", "expert", "score", "width")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        """Some rows, and the segment lengths that these need."""
+        used, segment = np.unique(self.segment[rows], return_inverse=True)
+        names = ("level", "layer", "expert", "score", "width")
+        return replace(
+            self,
+            segment_lengths=tuple(self.segment_lengths[i] for i in used),
+            segment=segment,
+            **{name: getattr(self, name)[rows] for name in names},
+        )
 
     @property
     def m(self) -> np.ndarray:
@@ -69,7 +88,7 @@ class _Step:
     @property
     def low(self) -> np.ndarray:
         """Lowest threshold of each row; 0 is never better than 1."""
-        return np.maximum(np.floor((self.score - self.width) * self.m / 2), 1).astype(np.int64)
+        return np.maximum(np.ceil((self.score - self.width) * self.m / 2), 1).astype(np.int64)
 
     @property
     def high(self) -> np.ndarray:
@@ -179,22 +198,47 @@ def _step_intervals(corpus, step, used, sizes, bootstrap, confidence, seed):
     pending = np.arange(len(step.score))
     while len(pending):
         uncertain = []
-        for block in _blocks(step.select(pending).first, size):
+        pending_step = step.select(pending)
+        # Counts of all sequences, rather than their sums in every resample.
+        held = 8 * sum(n for _, n in sizes) * int(pending_step.first[-1])
+        alone = in_memory and len(parts) == 1 and held <= BLOCK_BYTES
+        for block in _blocks(pending_step.first, BLOCK_BYTES if alone else size):
             rows = pending[block]
             block = step.select(rows)
-            totals = corpus.add_up(
+            products = corpus.add_up(
                 *(parts, _resample),
-                [((block,), sizes, start, bootstrap, seed) for _, start in used],
-                exact_sum,
+                [((block,), sizes, start, bootstrap, seed, alone) for _, start in used],
+                *(exact_sum,),
             )
-            resampled, sure = best_resampled(
-                totals, block.first[:-1], block.low, block.high, block.m
-            )
-            intervals[:, rows] = mirrored_interval(block.score, resampled, confidence, axis=1)
+            ends, sure = _ends(products, block, confidence)
+            intervals[:, rows] = mirrored(block.score, *ends)
             uncertain.append(rows[~sure])
         pending = np.concatenate(uncertain)
         step = replace(step, width=3 * step.width + 2 / step.m)
     return intervals
+
+
+def _ends(resampled, step, confidence):
+    """Quantiles of F1 in the resamples, [2, rows], and whether each row's are certain.
+
+    Parameters
+    ----------
+    resampled : float array [columns, bootstrap], or tuple
+        Sums of columns, or the columns of sequences and how often these are drawn.
+    """
+    ends, sure = np.empty((2, len(step.score))), np.empty(len(step.score), bool)
+    groups = (step.first[:-1], step.low, step.high, step.m)
+    best, data = best_resampled, (resampled,)
+    if isinstance(resampled, tuple):
+        counted, weights = resampled
+        best, data = best_of_sequences, (counted, *panels_of(weights), len(weights))
+
+    def work(rows):
+        f1, sure[rows] = best(*data, *(values[rows] for values in groups))
+        ends[:, rows] = cpu_quantiles.quantiles(f1, tails(confidence))
+
+    in_slices(work, len(step.score), ROWS)
+    return ends, sure
 
 
 def _blocks(first, size):
@@ -226,20 +270,26 @@ def _sums_of_squares(traces, steps, sample):
     return sums
 
 
-def _resample(traces, steps, sizes, starts, bootstrap, seed):
-    """Sums of `count_columns` in every resample: [columns, bootstrap]."""
+def _resample(traces, steps, sizes, starts, bootstrap, seed, alone):
+    """Sums of `count_columns` in every resample: [columns, bootstrap].
+
+    If there are no sequences but these, factors of the sums instead, as `_ends` takes them.
+    """
     (step,) = steps
     dealer = Dealer(sizes, starts, bootstrap, seed)
+    if alone:
+        ((labels, counted),) = _counted(traces, step, block=max(1, sum(n for _, n in sizes)))
+        return counted, dealer.deal(labels)
     totals = None
     for labels, counted in _counted(traces, step):
         totals = exact_sum(totals, exact_product(counted, dealer.deal(labels)))
     return None if totals is None else host(totals)
 
 
-def _counted(traces, step, sample=None):
+def _counted(traces, step, sample=None, block=None):
     """Labels of some sequences that are drawn, and their columns; of so many, or of all."""
     for trace in traces:
-        block = _block_sequences(trace, step)
+        step_size = block or _block_sequences(trace, step)
         labels = labels_of(trace)
         members = np.flatnonzero(_drawn(trace, step.label, max(step.segment_lengths)))
         if sample is not None:
@@ -247,8 +297,8 @@ def _counted(traces, step, sample=None):
             sample -= len(members)
         layers = _layers(trace, step)
         plan = _plan(trace, step, layers)
-        for start in range(0, len(members), block):
-            chunk = members[start : start + block]
+        for start in range(0, len(members), step_size):
+            chunk = members[start : start + step_size]
             yield (
                 labels[chunk],
                 count_columns(

@@ -16,7 +16,8 @@ import numpy as np
 from lrc.kernels import cpu_caches, cpu_checks, cpu_quantiles, cpu_windows
 from lrc.kernels.cpu_caches import BELADY, LFU, LOOKAHEAD, LRU, STATIC
 from lrc.kernels.cpu_quantiles import quantiles_of_rates
-from lrc.kernels.cpu_windows import best_resampled, bin_slices
+from lrc.kernels.cpu_resamples import best_of_sequences, best_resampled, panels_of
+from lrc.kernels.cpu_windows import bin_slices
 from lrc.kernels.threads import in_slices
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "LOOKAHEAD",
     "LRU",
     "STATIC",
+    "best_of_sequences",
     "best_resampled",
     "best_thresholds",
     "bin_slices",
@@ -36,6 +38,7 @@ __all__ = [
     "host",
     "in_slices",
     "on_host",
+    "panels_of",
     "quantiles",
     "quantiles_of_rates",
     "used_layers",

@@ -136,32 +136,40 @@ def count_columns(experts, lengths, sequences, layers, segment_lengths, plan, dt
 @njit(cache=True, nogil=True)
 def _count_columns(experts, lengths, sequences, layers, segment_lengths, first, low, high, counted):
     top_k = experts.shape[3]
-    num_experts = first.shape[3]
+    num_lengths, num_experts = first.shape[1], first.shape[3]
+    longest = segment_lengths.max() + 1
     rows = np.arange(num_experts)
     ids = np.empty(experts.shape[1] * top_k, np.int64)
     place = np.empty(num_experts, np.uint64)
+    # No window is counted twice, so 32 bits are enough for what one sequence has.
+    tails_of_all = np.empty(num_experts * longest, np.int32)
+    of_layer = np.empty(longest, np.int64)
+    of_model = np.empty((num_lengths, longest), np.int64)
     for s in range(len(sequences)):
         length = lengths[sequences[s]]
-        for i in range(len(segment_lengths)):
-            m = segment_lengths[i]
-            tails = np.zeros((num_experts, m + 1), np.int64)
-            of_layer = np.zeros(m + 1, np.int64)
-            of_model = np.zeros(m + 1, np.int64)
-            for j in range(len(layers)):
-                _copy_ids(experts, sequences[s], length, layers[j], rows, ids)
+        of_model[:] = 0
+        for j in range(len(layers)):
+            pooled = first[0].max() >= 0 or first[1, :, j].max() >= 0
+            for e in range(num_experts):
+                rows[e] = e if pooled or first[2, :, j, e].max() >= 0 else -1
+            _copy_ids(experts, sequences[s], length, layers[j], rows, ids)
+            for i in range(num_lengths):
+                m = segment_lengths[i]
+                tails = tails_of_all[: num_experts * (m + 1)].reshape(num_experts, m + 1)
+                tails[:] = 0
+                of_layer[: m + 1] = 0
                 _count_tails(ids, length, top_k, rows, m, 0, place, tails)
-                for e in range(num_experts):
+                for e in rows[rows >= 0]:
                     place_of = (first[2, i, j, e], low[2, i, j, e], high[2, i, j, e])
                     _write_columns(tails[e], place_of, counted[s])
                     for a in range(m + 1):
                         of_layer[a] += tails[e, a]
                 place_of = (first[1, i, j, 0], low[1, i, j, 0], high[1, i, j, 0])
-                _write_columns(of_layer, place_of, counted[s])
-                of_model += of_layer
-                of_layer[:] = 0
-                tails[:] = 0
+                _write_columns(of_layer[: m + 1], place_of, counted[s])
+                of_model[i, : m + 1] += of_layer[: m + 1]
+        for i in range(num_lengths):
             place_of = (first[0, i, 0, 0], low[0, i, 0, 0], high[0, i, 0, 0])
-            _write_columns(of_model, place_of, counted[s])
+            _write_columns(of_model[i, : segment_lengths[i] + 1], place_of, counted[s])
 
 
 @njit(cache=True, nogil=True)
@@ -180,68 +188,6 @@ def _write_columns(tails, place_of, counted):
     counted[c + 2] = highest * tails[highest] + above
     for a in range(lowest, highest):
         counted[c + 3 + a - lowest] = tails[a] - tails[a + 1]
-
-
-def best_resampled(totals, first, low, high, lengths):
-    """F1 of the best router of some groups of experts in each resample, and whether it is certain.
-
-    The best threshold is the first whole number from F1 * m / 2 on: a window with fewer activations
-    adds to the sizes of both sets more than to twice their overlap. So the best of some
-    neighbouring thresholds is the best of all if that number is among them.
-
-    Parameters
-    ----------
-    totals : float64 array [columns, bootstrap]
-        Sums of what `count_columns` counts.
-    first, low, high, lengths : int64 arrays [groups]
-        As in `count_columns`; m of each group.
-
-    Returns
-    -------
-    float64 array [groups, bootstrap]
-        F1.
-    bool array [groups]
-        False where a threshold out of the range may be better.
-    """
-    best = np.empty((len(first), totals.shape[1]))
-    sure = np.ones(len(first), np.bool_)
-
-    def work(part):
-        _best_resampled(
-            *(totals, first[part], low[part], high[part], lengths[part], best[part], sure[part])
-        )
-
-    in_slices(work, len(first), 64)
-    return best, sure
-
-
-@njit(cache=True, nogil=True)
-def _best_resampled(totals, first, low, high, lengths, best, sure):
-    bootstrap = totals.shape[1]
-    windows = np.empty(bootstrap)
-    matches = np.empty(bootstrap)
-    for group in range(len(first)):
-        c, m = first[group], lengths[group]
-        lowest, highest = low[group], high[group]
-        activations = totals[c]
-        f1 = best[group]
-        for b in range(bootstrap):
-            windows[b] = totals[c + 1, b]
-            matches[b] = totals[c + 2, b]
-            # Nothing to find where nothing is active: 0 of 1.
-            f1[b] = 2 * matches[b] / max(m * windows[b] + activations[b], 1.0)
-        for a in range(highest - 1, lowest - 1, -1):
-            exactly = totals[c + 3 + a - lowest]
-            for b in range(bootstrap):
-                windows[b] += exactly[b]
-                matches[b] += a * exactly[b]
-                here = 2 * matches[b] / max(m * windows[b] + activations[b], 1.0)
-                f1[b] = here if here > f1[b] else f1[b]
-        # A hair wider than rounding. No threshold above m / 2 is ever the best alone.
-        if lowest > 1:
-            sure[group] = f1.min() * m / 2 > lowest - 1 + 1e-9 * m
-        if 2 * highest < m:
-            sure[group] &= f1.max() * m / 2 < highest - 1e-9 * m
 
 
 def _in_threads(work, groups, shape):

@@ -38,12 +38,17 @@ def rows(context, builder, signature, args, which, width):
 
 
 def load(builder, rows, row):
-    bits = rows.type.pointee.element.width
-    return builder.load(builder.gep(rows, [row]), align=bits // 8)
+    return builder.load(builder.gep(rows, [row]), align=_bytes(rows.type.pointee.element))
 
 
 def store(builder, vector, rows, row):
-    builder.store(vector, builder.gep(rows, [row]), align=vector.type.element.width // 8)
+    builder.store(vector, builder.gep(rows, [row]), align=_bytes(vector.type.element))
+
+
+def _bytes(number):
+    if isinstance(number, ir.IntType):
+        return number.width // 8
+    return 4 if isinstance(number, ir.FloatType) else 8
 
 
 def constant(vector, number):
