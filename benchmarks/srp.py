@@ -44,14 +44,15 @@ def synthetic(sequences, tokens, layers, experts, top_k, datasets=2, seed=0, sta
 
 
 def ours(trace, bootstrap):
-    """The six tables, from two calls."""
-    tables = {}
-    for by_dataset in (False, True):
-        options = {"level": LEVELS, "by_dataset": by_dataset, "bootstrap": bootstrap}
-        table = lrc.srp(trace, SEGMENT_LENGTHS, **options)
-        for level in LEVELS:
-            tables[level, by_dataset] = table[table.level == level]
-    return tables
+    """The six tables, from one call."""
+    options = {"level": LEVELS, "by_dataset": (False, True), "bootstrap": bootstrap}
+    table = lrc.srp(trace, SEGMENT_LENGTHS, **options)
+    pooled = table.dataset.isna()
+    return {
+        (level, by_dataset): table[(table.level == level) & (pooled != by_dataset)]
+        for level in LEVELS
+        for by_dataset in (False, True)
+    }
 
 
 def prepare(trace, checkout, folder):

@@ -28,6 +28,7 @@ from lrc.arguments import (
     once,
 )
 from lrc.bootstrap import check_bootstrap
+from lrc.errors import LrcError
 from lrc.kernels import count_windows_by_position, host
 from lrc.shards import Corpus
 from lrc.srp_bootstrap import srp_intervals
@@ -40,7 +41,7 @@ def srp(
     segment_lengths=SEGMENT_LENGTHS,
     *,
     level: str | tuple[str, ...] = "model",
-    by_dataset: bool = False,
+    by_dataset: bool | tuple[bool, ...] = False,
     bootstrap: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
@@ -60,7 +61,8 @@ def srp(
         several of these, which takes little longer than the finest of them: the table then has a
         column ``level`` first, and no layer or expert (``<NA>``) where they are pooled.
     by_dataset : bool
-        Measure each dataset by itself rather than all sequences pooled.
+        Measure each dataset by itself rather than all sequences pooled. Or ``(False, True)``: both,
+        from one count of the windows; the dataset of what is pooled is ``<NA>``.
     bootstrap : int
         Resamples of the sequences, drawn within each dataset (0 = no interval).
     confidence : float
@@ -100,16 +102,28 @@ def srp(
     levels = (level,) if isinstance(level, str) else once(list(level), "level")
     for name in levels or (level,):
         check_level(name, LEVELS)
+    several = isinstance(by_dataset, tuple | list)
+    groupings = once(list(by_dataset), "by_dataset") if several else (by_dataset,)
+    if several and not (groupings and {False, True}.issuperset(groupings)):
+        raise LrcError(f"by_dataset is {by_dataset!r}, but must be False, True, or (False, True)")
     segment_lengths = checked_segment_lengths(segment_lengths)
+    tables = {}
     with Corpus(source) as corpus:
         finest = max(levels, key=LEVELS.index)
-        counts = count_corpus(corpus, segment_lengths, finest, dataset_labels(corpus, by_dataset))
-        counts = [counts.at(name) for name in levels]
-        intervals = [None] * len(levels)
-        if bootstrap:
-            intervals = srp_intervals(corpus, counts, bootstrap, confidence, seed)
-    tables = [c.table(ends) for c, ends in zip(counts, intervals, strict=True)]
-    return tables[0] if isinstance(level, str) else _stacked(dict(zip(levels, tables, strict=True)))
+        labels = dataset_labels(corpus, any(groupings))
+        counted = count_corpus(corpus, segment_lengths, finest, labels)
+        for grouping in groupings:
+            grouped = counted if grouping else counted.pooled()
+            counts = [grouped.at(name) for name in levels]
+            intervals = [None] * len(levels)
+            if bootstrap:
+                intervals = srp_intervals(corpus, counts, bootstrap, confidence, seed)
+            for name, c, ends in zip(levels, counts, intervals, strict=True):
+                tables[grouping, name] = c.table(ends)
+    if not several and isinstance(level, str):
+        return tables[by_dataset, level]
+    table = _stacked(tables)
+    return table.drop(columns="level") if isinstance(level, str) else table
 
 
 def srp_by_position(
@@ -174,9 +188,9 @@ def srp_by_position(
 
 
 def _stacked(tables):
-    """Tables of several levels as one, with the columns of the finest."""
-    finest = max(tables, key=LEVELS.index)
-    columns = ["level", *tables[finest].columns]
-    stacked = pd.concat([table.assign(level=level) for level, table in tables.items()])
+    """Tables by dataset or not and by level as one, with the columns of the finest."""
+    finest = max(tables, key=lambda key: (key[0], LEVELS.index(key[1])))
+    columns = tables[finest].columns
+    stacked = pd.concat([table.assign(level=level) for (_, level), table in tables.items()])
     kinds = {name: "Int64" for name in ("layer", "expert") if name in columns}
-    return stacked[columns].astype({"level": "str"} | kinds).reset_index(drop=True)
+    return stacked[["level", *columns]].astype({"level": "str"} | kinds).reset_index(drop=True)

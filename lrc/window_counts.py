@@ -80,6 +80,12 @@ class WindowCounts:
             counts = counts.sum(axis=1, keepdims=True)
         return replace(self, counts=counts, level=level)
 
+    def pooled(self) -> "WindowCounts":
+        """The same of all sequences."""
+        counts = self.counts.sum(axis=0, keepdims=True)
+        windows = self.windows.sum(axis=0, keepdims=True)
+        return replace(self, counts=counts, windows=windows, datasets=("",))
+
     def table(self, intervals=None) -> pd.DataFrame:
         """Table that `srp` returns.
 

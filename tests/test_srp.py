@@ -342,6 +342,24 @@ def test_several_levels_at_once_are_those_one_by_one(trace, levels, number, by_d
         )
 
 
+@settings(max_examples=30, deadline=None)
+@given(traces(datasets=True), st.permutations([False, True]), st.booleans())
+def test_pooled_and_by_dataset_at_once_are_those_one_by_one(trace, both, by_level):
+    options = {"segment_lengths": (2, 5), "bootstrap": 9, "level": "layer"}
+    if by_level:
+        options["level"] = ("layer", "model")
+    table = lrc.srp(trace, by_dataset=both, **options)
+    parts = [lrc.srp(trace, by_dataset=by_dataset, **options) for by_dataset in both]
+    pooled = table.dataset.isna()
+    for by_dataset, alone in zip(both, parts, strict=True):
+        part = table[pooled != by_dataset].reset_index(drop=True)
+        pd.testing.assert_frame_equal(
+            part[alone.columns], alone, check_exact=True, check_dtype=False
+        )
+    assert len(table) == sum(map(len, parts))
+    assert pooled.tolist() == sorted(pooled.tolist(), reverse=not both[0])
+
+
 def test_mirrored_interval_by_hand():
     resampled = np.arange(101)[:, None] / 100  # percentiles are what they are called
     low, high = mirrored_interval(np.array([0.6]), resampled, 0.9)
@@ -416,6 +434,10 @@ def test_columns():
         ({"level": ("layer", "layer")}, "give each once"),
         ({"level": "head"}, "'head', but must be one of 'model', 'layer', 'expert'"),
         ({"by_dataset": True}, "by_dataset needs labels"),
+        ({"by_dataset": (False, True)}, "by_dataset needs labels"),
+        ({"by_dataset": ()}, r"by_dataset is \(\), but must be False, True, or"),
+        ({"by_dataset": ("code",)}, "'code',., but must be False, True, or"),
+        ({"by_dataset": (True, True)}, "give each once"),
         ({"bootstrap": -1}, "bootstrap is -1"),
         ({"bootstrap": True}, "bootstrap is True"),
         ({"bootstrap": 10, "confidence": 1}, "confidence is 1"),
