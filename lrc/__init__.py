@@ -15,7 +15,7 @@ from lrc.local_balance import local_balance
 from lrc.notebook import glue, glue_table, setup_notebook
 from lrc.optimum import optimum
 from lrc.origin import decompose, ladder, shuffle_labels
-from lrc.overlap import overlap_by_distance, overlap_half_life
+from lrc.overlap import overlap_by_distance, overlap_half_life, public_overlaps
 from lrc.params import ParameterError, check_parameters, resolve_counts, resolve_trace
 from lrc.planning import plan_recording
 from lrc.policy_comparison import compare_policies
@@ -89,6 +89,7 @@ __all__ = [
     "overlap_sources",
     "prefetch",
     "plan_recording",
+    "public_overlaps",
     "published",
     "replay",
     "resolve_counts",

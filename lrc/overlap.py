@@ -1,5 +1,7 @@
 """How alike the experts of two tokens are, by how far apart the tokens stand."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -7,7 +9,9 @@ from lrc.errors import LrcError
 from lrc.pair_counts import counted, interval, ratio, sums_of
 from lrc.trace import Trace
 
-__all__ = ["overlap_by_distance", "overlap_half_life"]
+__all__ = ["overlap_by_distance", "overlap_half_life", "public_overlaps"]
+
+_TABLES = Path(__file__).parent / "data" / "overlaps"
 
 DISTANCES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
@@ -182,6 +186,34 @@ def overlap_half_life(
         columns["ci_low"], columns["ci_high"] = np.exp(ends)
     table = pd.DataFrame(columns)
     return table.drop(columns="layer") if level == "model" else table
+
+
+def public_overlaps(kind: str = "by_distance") -> pd.DataFrame:
+    """What this module and `overlap_sources` find in public traces of real models, as shipped.
+
+    The traces (`lrc.public_traces`) are large and not part of the package; these tables are. Their
+    intervals are of 200 resamples.
+
+    Parameters
+    ----------
+    kind : {"by_distance", "by_domain", "half_life", "sources"}
+        `overlap_by_distance`, of all texts or of each dataset; `overlap_half_life` of each layer
+        and of "all"; `overlap_sources` at 4, 16 and 64 tokens.
+
+    Returns
+    -------
+    DataFrame
+        The function's table, a column ``model`` first.
+
+    Raises
+    ------
+    LrcError
+        Another kind.
+    """
+    kinds = sorted(path.stem for path in _TABLES.glob("*.csv"))
+    if kind not in kinds:
+        raise LrcError(f"kind is {kind!r}, but must be one of {', '.join(kinds)}")
+    return pd.read_csv(_TABLES / f"{kind}.csv")
 
 
 def _strata(sums, by_token):

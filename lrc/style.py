@@ -83,6 +83,8 @@ AXES = {
     "steps_and_one": Axis("training steps + 1", log2=True),
     "loss": Axis("loss (nats per token)"),
     "start": Axis("first token of the segment"),
+    "distance": Axis("distance (tokens)", log2=True),
+    "overlap": Axis("overlap of experts"),
     "layer": Axis("MoE layer", item="layer {:g}"),
     "expert": Axis("expert", item="expert {:g}"),
     "dataset": Axis("domain"),
@@ -169,6 +171,7 @@ _OTHERS = (
     (Style("popularity", QUIET, "x"), "popularity"),
     (Style("text", "#e69f00", "s"), "text"),
     (Style("order", "#009e73", "^"), "order"),
+    (Style("repeats", "#cc79a7", "v"), "repeats"),
     # ways to fill a cache
     (Style("LRU", "#0072b2", "o"), "lru"),
     (Style("LFU", "#e69f00", "s"), "lfu"),

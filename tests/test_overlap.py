@@ -448,3 +448,42 @@ def test_bad_arguments_are_explained():
     ]:
         with pytest.raises(lrc.LrcError, match=message):
             call()
+
+
+# What is shipped ----------------------------------------------------------------------------------
+
+
+def test_shipped_tables_are_those_of_the_public_traces(shared, monkeypatch):
+    monkeypatch.setenv("LRC_TRACES", str(shared / "traces"))
+    for model in ("deepseek-v2-lite", "gpt-oss-20b"):
+        trace = lrc.public_traces.load(model)
+        found = {
+            "by_distance": lrc.overlap_by_distance(trace),
+            "half_life": lrc.overlap_half_life(trace, level="layer"),
+            "sources": lrc.overlap_sources(trace, (4, 16, 64)),
+        }
+        for kind, table in found.items():
+            shipped = lrc.public_overlaps(kind).query("model == @model").reset_index(drop=True)
+            shipped = shipped[shipped["layer"] != "all"] if kind == "half_life" else shipped
+            for name in table.columns.difference(["source", "layer"]):
+                wanted = shipped[name].to_numpy()
+                np.testing.assert_allclose(table[name], wanted, atol=1e-6, err_msg=name)
+
+
+def test_other_shipped_tables_are_named():
+    with pytest.raises(lrc.LrcError, match="by_distance, by_domain, half_life, sources"):
+        lrc.public_overlaps("layers")
+
+
+def test_token_ids_of_the_toys_are_those_that_were_counted():
+    """Shipped counts are of more text, the trace's among it."""
+    trace = lrc.toys.with_token_ids(lrc.toys.load_trace("baseline"))
+    keys = ["kind", "layer", "token_id", "expert"]
+    shipped = lrc.toys.load_counts("baseline")
+    mine = lrc.token_counts(trace).table.set_index(keys)["count"]
+    theirs = shipped.table.set_index(keys)["count"]
+    both = pd.concat([mine, theirs], axis=1, keys=["mine", "theirs"]).dropna()
+    assert (both["mine"] <= both["theirs"]).all()
+    assert len(both) > 0.9 * len(theirs) / 3
+    with pytest.raises(lrc.LrcError, match="cannot be made"):
+        lrc.toys.with_token_ids(trace.select(range(0, 96, 2)))
