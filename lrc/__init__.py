@@ -54,6 +54,7 @@ _LAZY_MODULES: tuple[str, ...] = (
     "recommendation",
     "specialists",
     "toy_comparison",
+    "toy_experiments",
     "toy_statistics",
     "toys",
     "unions",

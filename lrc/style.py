@@ -162,6 +162,16 @@ _OTHERS = (
     (Style("DenseHlf", "#cc79a7", ">"), "dense_half", "sparse2", "DH"),
     (Style("NoLB", "#0072b2", "X"), "no_balance", "nolb", "NB"),
     (Style("OverLB", "#56b4e9", "d"), "over_balance", "overlb", "OB"),
+    # our experiments past the paper's toys
+    (Style("aux 0.001", "#5a7fd0", "<"), "aux_0.001"),
+    (Style("aux 0.3", "#7fa8e0", "v"), "aux_0.3"),
+    (Style("bias", "#d55e00", "s"), "bias_0.01"),
+    (Style("16 experts", "#6b6b00", "D"), "experts_16"),
+    (Style("128 experts", "#a3a300", "h"), "experts_128"),
+    (Style("width 48", "#b05aa0", "P"), "double_width"),
+    (Style("z-loss 0.03", "#5d4037", "p"), "z_0.03"),
+    (Style("Python alone", "#cc79a7", "^"), "one_domain"),
+    (Style("mixed topics", "#009e73", "*"), "mixed"),
     # what an expert may specialize in
     (Style("domain", "#0072b2", "o"), "domain"),
     (Style("input token", "#d55e00", "s"), "vocabulary_in"),
