@@ -20,6 +20,7 @@ from lrc.errors import LrcError
 from lrc.expert_cache import ExpertCache
 from lrc.moe_layers import find_moe_layers
 from lrc.probes import IndexArgument
+from lrc.throughput import Device
 
 
 class Offloader:
@@ -40,6 +41,9 @@ class Offloader:
     folder : path, optional
         Where the file of all experts is put (default: a temporary folder). On a GPU they lie in
         pinned memory instead.
+    link : lrc.throughput.Device, optional
+        Load no faster than over a link of its `bandwidth` and `latency_ms`, by waiting: slow memory
+        that was just read or written is often in memory already.
     **options
         Parameters of the policy.
 
@@ -79,6 +83,7 @@ class Offloader:
         budget_bytes=None,
         level: str = "model",
         folder=None,
+        link: Device | None = None,
         **options,
     ):
         check_level(level, LEVELS)
@@ -103,6 +108,7 @@ class Offloader:
         if level == "layer":
             groups = [range(at, at + 1) for at in range(len(self.layers))]
         self._folder = folder
+        self._link = link
         self._caches = []
         for layers, capacity in zip(groups, capacities, strict=True):
             id_sizes = np.repeat(taken[layers.start : layers.stop], num_experts)
@@ -182,6 +188,8 @@ class Offloader:
             hits = cache.serve(asked, asked_weights, self._clock)
             begin = time.perf_counter()
             slot_of, parameters, num_bytes = memory.provide(asked, cache.resident)
+            if self._link is not None:
+                _wait(begin + self._link.loading_ms(num_bytes // memory.bytes, num_bytes) / 1e3)
             self.load_seconds.append(time.perf_counter() - begin)
             self.load_bytes.append(num_bytes)
             self.hits.append(hits)
@@ -210,6 +218,13 @@ class Offloader:
                 raise LrcError(
                     f"{layer}: parameter {name} is not stacked by expert, so it cannot be offloaded"
                 )
+
+
+def _wait(until):
+    """Wait for a time of `time.perf_counter`; a sleep may last longer, so the end is watched."""
+    time.sleep(max(until - time.perf_counter() - 5e-4, 0))
+    while time.perf_counter() < until:
+        pass
 
 
 def _shapes(experts):

@@ -1,14 +1,17 @@
 """All eviction policies beside each other: hit rates, how far from the optimum, what is waited."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
 
+from lrc import toys
 from lrc.arguments import check_level, check_trace
 from lrc.bootstrap import check_bootstrap, mirrored_interval, resample_weights
-from lrc.cache_replay import LEVELS, POLICIES, replay
+from lrc.cache_replay import CONTRACTS, LEVELS, POLICIES, replay
 from lrc.errors import LrcError
+from lrc.optimum import one_by_one
+from lrc.prefetch import Predictor
 from lrc.trace import Trace
 
 
@@ -133,3 +136,105 @@ def _estimate(name, ends, hits, uses, weights, confidence):
     drawn = (weights @ hits) / np.maximum(weights @ uses, 1)
     low, high = mirrored_interval(np.asarray(value), drawn, confidence)
     return {name: value, ends[0]: float(low), ends[1]: float(high)}
+
+
+def compare_contracts(
+    trace: Trace, policies: Iterable[str], cache_ratios: Iterable[float] = (1, 2, 4)
+) -> pd.DataFrame:
+    """The same policies and sizes under both contracts, one cache shared by all layers.
+
+    Parameters
+    ----------
+    trace : Trace
+        Every token a step.
+    policies, cache_ratios
+        As in `compare_policies`.
+
+    Returns
+    -------
+    DataFrame
+        policy, cache_ratio, engine, paper: hit rates. A first row of each size, "belady, one by
+        one", is Belady's choice over single uses (see `lrc.optimum.one_by_one`).
+    """
+    rows = []
+    for ratio in cache_ratios:
+        size = round(ratio * trace.top_k * trace.num_layers)
+        single = replay(one_by_one(trace), "belady", cache_size=size, prompt_tokens=0)
+        names = {"policy": "belady, one by one", "cache_ratio": ratio}
+        rows.append(names | {"engine": single.hit_rate})
+        for policy in policies:
+            rates = {
+                contract: replay(
+                    trace, policy, cache_size=size, replay=contract, prompt_tokens=0
+                ).hit_rate
+                for contract in CONTRACTS
+            }
+            rows.append({"policy": policy, "cache_ratio": ratio} | rates)
+    return pd.DataFrame(rows).astype({"policy": "str"})
+
+
+def compare_prefetching(
+    trace: Trace,
+    predictors: Mapping[str, Predictor | None],
+    cache_ratios: Iterable[float] = (1, 2, 4),
+    *,
+    policy: str = "lru",
+) -> pd.DataFrame:
+    """What predictors of `lrc.prefetch` gain and waste, one cache shared by all layers.
+
+    Parameters
+    ----------
+    trace : Trace
+    predictors : mapping of str to predictor
+        By the name that the table has for them; None loads on demand.
+    cache_ratios : iterable of float
+    policy : str
+
+    Returns
+    -------
+    DataFrame
+        cache_ratio, predictor, hit_rate; misses, ahead, loads: experts a token that are loaded on
+        demand, ahead of need, and both; wasted: share of those loaded ahead that the request did
+        not need (0 where none are).
+    """
+    rows = []
+    for ratio in cache_ratios:
+        size = round(ratio * trace.top_k * trace.num_layers)
+        for name, predictor in predictors.items():
+            found = replay(trace, policy, cache_size=size, prefetch=predictor)
+            misses, ahead = (n / trace.num_tokens for n in (found.loads, found.prefetched))
+            row = {"cache_ratio": ratio, "predictor": name, "hit_rate": found.hit_rate}
+            row |= {"misses": misses, "ahead": ahead, "loads": misses + ahead}
+            rows.append(row | {"wasted": found.wasted / max(found.prefetched, 1)})
+    return pd.DataFrame(rows).astype({"predictor": "str"})
+
+
+def compare_on_toys(cache_ratio: float = 2, step: int = 4) -> pd.DataFrame:
+    """`compare_policies` on every toy (its first seed), and what each policy gains over LRU.
+
+    Parameters
+    ----------
+    cache_ratio : float
+    step : int
+        Judged on every `step`-th text; policies that hold what was used most see as many others.
+
+    Returns
+    -------
+    DataFrame
+        model, and the columns of `compare_policies`; gain (hit rate above that of LRU) and
+        mean_gain (over models), by which policies are ordered.
+    """
+    parts = []
+    for model in toys.VARIANTS:
+        toy = toys.load_trace(model)
+        fit, judged = (toy.select(slice(begin, None, step)) for begin in (0, 1))
+        parts.append(compare_policies(judged, None, (cache_ratio,), fit=fit).assign(model=model))
+    table = pd.concat(parts, ignore_index=True)
+    lru = table[table["policy"] == "lru"].set_index("model")["hit_rate"]
+    table["gain"] = table["hit_rate"] - table["model"].map(lru)
+    table["mean_gain"] = table.groupby("policy")["gain"].transform("mean")
+    place = table["model"].map({model: at for at, model in enumerate(toys.VARIANTS)})
+    table = table.assign(place=place).sort_values(
+        ["mean_gain", "place"], ascending=[False, True], kind="stable", ignore_index=True
+    )
+    return table.drop(columns="place")

@@ -57,6 +57,19 @@ class Device:
             if not fine or (name == "overlap" and value > 1):
                 raise LrcError(f"{name} is {value!r}, but must be {_WANTED[name]}")
 
+    def loading_ms(self, loads, num_bytes) -> np.ndarray:
+        """Milliseconds that so many loads and bytes take, hidden or not.
+
+        Parameters
+        ----------
+        loads, num_bytes : array_like [steps]
+
+        Returns
+        -------
+        float64 array [steps]
+        """
+        return np.asarray(loads) * self.latency_ms + np.asarray(num_bytes) / self.bandwidth * 1e3
+
     def step_ms(self, loads, num_bytes) -> np.ndarray:
         """Milliseconds of steps that load so many experts and bytes.
 
@@ -68,7 +81,7 @@ class Device:
         -------
         float64 array [steps]
         """
-        loading = np.asarray(loads) * self.latency_ms + np.asarray(num_bytes) / self.bandwidth * 1e3
+        loading = self.loading_ms(loads, num_bytes)
         hidden = np.minimum(loading, self.overlap * self.compute_ms)
         return self.compute_ms + loading - hidden
 

@@ -1,6 +1,7 @@
 """`lrc.Offloader`: the hits that `lrc.replay` predicts, and the numbers of the model itself."""
 
 import numpy as np
+import plain_replay
 import pytest
 import torch
 from tiny_models import random_tokens, tiny_model
@@ -78,6 +79,68 @@ def test_texts_start_from_an_empty_cache_if_told_to(model):
                 model(text[None])
         predicted = lrc.replay(trace, cache_size=6, prompt_tokens=4, carry_over=carry_over)
         assert np.concatenate(offloader.hits).tolist() == predicted.hits.tolist()
+
+
+def test_a_batch_needs_the_experts_of_all_its_texts(model):
+    tokens = random_tokens(3, 5)
+    with lrc.Recorder(model) as recorder:
+        resident = generate(model, tokens)
+    trace = recorder.trace()
+    with lrc.Offloader(model, "lfu", cache_size=6) as offloader:
+        offloaded = generate(model, tokens)
+    assert torch.equal(resident.sequences, offloaded.sequences)
+    steps, _ = plain_replay.joined_steps(trace, [5, 5, 5], [[0, 1, 2]], 1)
+    asked = [
+        (batch, step, layer, {(layer, e): weight for e, weight in experts.items()})
+        for (batch, step, layer), experts in sorted(steps.items(), key=lambda item: item[0])
+    ]
+    cache = plain_replay.Cache("lfu", 6, [1] * trace.num_layers, "engine")
+    predicted = [hit for answer in cache.run(asked) for hit in answer]
+    assert np.concatenate(offloader.hits).tolist() == predicted
+
+
+def test_loading_takes_as_long_as_the_link_does(model):
+    link = lrc.throughput.Device(compute_ms=0, bandwidth=1e8, latency_ms=0.5)
+    with lrc.Offloader(model, cache_size=4, link=link) as offloader:
+        generate(model, random_tokens(1, 3))
+    size = offloader.layers[0].expert_bytes
+    for seconds, num_bytes in zip(offloader.load_seconds, offloader.load_bytes, strict=True):
+        assert seconds >= num_bytes // size * 0.0005 + num_bytes / 1e8
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_experts_come_from_pinned_memory_to_a_gpu():
+    there = tiny_model("qwen3_moe").to("cuda")
+    tokens = random_tokens(1, 5).to("cuda")
+    with lrc.Recorder(there, weights=True) as recorder:
+        resident = generate(there, tokens)
+    with lrc.Offloader(there, cache_size=4) as offloader:
+        assert all(
+            slow.is_pinned() for memory in offloader._memories for slow in memory.slow.values()
+        )
+        offloaded = generate(there, tokens)
+    predicted = lrc.replay(recorder.trace(), cache_size=4, prompt_tokens=5)
+    assert np.concatenate(offloader.hits).tolist() == predicted.hits.tolist()
+    assert torch.equal(resident.sequences, offloaded.sequences)
+    assert next(offloader.layers[0].experts.parameters()).device.type == "cuda"
+
+
+def test_what_a_gpu_does_with_memory_that_only_claims_to_be_pinned(model, monkeypatch):
+    """The path of a GPU on the CPU: slow memory is a tensor in RAM, and there is no file."""
+    made = []
+
+    def pinned(shape, like, path):
+        made.append(torch.empty(shape, dtype=like.dtype))
+        return made[-1]
+
+    monkeypatch.setattr("lrc.offload._slow", pinned)
+    tokens = random_tokens(1, 5)
+    resident = generate(model, tokens)
+    with lrc.Offloader(model, cache_size=4) as offloader:
+        offloaded = generate(model, tokens)
+        assert not next(iter(offloader._memories[0].slow.values())).is_shared()
+    assert made
+    assert torch.equal(resident.sequences, offloaded.sequences)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ from strategies import traces
 
 import lrc
 from lrc.bootstrap import resample_weights
-from lrc.policy_comparison import compare_policies, usable_policies
+from lrc.optimum import one_by_one
+from lrc.policy_comparison import (
+    compare_contracts,
+    compare_on_toys,
+    compare_policies,
+    compare_prefetching,
+    usable_policies,
+)
 
 
 @settings(max_examples=25, deadline=None)
@@ -73,3 +80,42 @@ def test_intervals_are_over_sequences_within_domains():
 def test_wrong_arguments_end_in_one_line(arguments, says):
     with pytest.raises(lrc.LrcError, match=says):
         compare_policies(lrc.Trace([[[[0]], [[1]]]], 2), **arguments)
+
+
+def test_contracts_stand_beside_each_other():
+    trace = lrc.toys.load_trace("fewer_active").select(slice(0, 96, 24))
+    table = compare_contracts(trace, ("lru", "belady"), (1, 2)).set_index(["policy", "cache_ratio"])
+    for ratio in (1, 2):
+        single = lrc.replay(one_by_one(trace), "belady", cache_size=8 * ratio)
+        assert table.loc[("belady, one by one", ratio), "engine"] == single.hit_rate
+        for policy in ("lru", "belady"):
+            for contract in ("engine", "paper"):
+                found = lrc.replay(trace, policy, cache_size=8 * ratio, replay=contract)
+                assert table.loc[(policy, ratio), contract] == found.hit_rate
+        assert single.hit_rate >= table.loc[("belady", ratio), "engine"]
+
+
+def test_prefetching_is_counted_a_token():
+    trace = lrc.toys.load_trace("fewer_active").select(slice(0, 96, 24))
+    predictors = {"none": None, "before": lrc.prefetch.previous_token()}
+    table = compare_prefetching(trace, predictors, (0.5,)).set_index("predictor")
+    for name, predictor in predictors.items():
+        found = lrc.replay(trace, cache_size=4, prefetch=predictor)
+        row = table.loc[name]
+        assert row["hit_rate"] == found.hit_rate
+        assert row["misses"] * trace.num_tokens == pytest.approx(found.loads)
+        assert row["ahead"] * trace.num_tokens == pytest.approx(found.prefetched)
+        assert row["loads"] == row["misses"] + row["ahead"]
+        assert row["wasted"] * found.prefetched == pytest.approx(found.wasted)
+
+
+def test_toys_are_compared_with_their_own_lru():
+    table = compare_on_toys(step=48)
+    assert set(table["model"]) == set(lrc.toys.VARIANTS)
+    assert (table.loc[table["policy"] == "lru", "gain"] == 0).all()
+    assert table["mean_gain"].is_monotonic_decreasing
+    assert table["policy"].iloc[0] == "belady"
+    row = table[(table["model"] == "two_shared") & (table["policy"] == "static")].iloc[0]
+    toy = lrc.toys.load_trace("two_shared")
+    fit, judged = (toy.select(slice(begin, None, 48)) for begin in (0, 1))
+    assert row["hit_rate"] == lrc.replay(judged, "static", cache_size=48, fit=fit).hit_rate
