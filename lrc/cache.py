@@ -29,8 +29,6 @@ from lrc.bootstrap import check_bootstrap
 from lrc.errors import LrcError
 from lrc.hit_bootstrap import count_and_resample
 from lrc.hit_counts import DEFINITIONS, POLICIES, HitCounts, HitKind, count_corpus
-from lrc.request_counts import hit_rate_table
-from lrc.requests import requests
 from lrc.shards import Corpus
 from lrc.trace import Trace
 
@@ -143,7 +141,7 @@ def hit_rates(
     replay : {"paper", "engine"}
         How a token's experts meet the cache: "paper" as in `lrc.cache`, "engine" as in
         `lrc.cache_replay`, where first uses miss, prompts (``meta["prompt_tokens"]``) run as one
-        step, and "belady" is the optimum. "engine" takes a trace in memory.
+        step, and "belady" is the optimum.
     bootstrap, confidence, seed
         As in `sch`.
 
@@ -167,13 +165,6 @@ def hit_rates(
     4  belady           2          2.0       0.6
     """
     check_bootstrap(bootstrap, confidence)
-    if replay == "engine":
-        check_trace(source)
-        check_level(level, LEVELS)
-        chosen = _checked_policies(policies)
-        datasets = dataset_labels(source, by_dataset)
-        resampling = (bootstrap, confidence, seed)
-        return hit_rate_table(source, requests(source), chosen, level, datasets, *resampling)
     with Corpus(source) as corpus:
         kind = _policy_kind(corpus, policies, level, replay)
         return _table(corpus, kind, by_dataset, bootstrap, confidence, seed)
@@ -231,8 +222,11 @@ def _sch_kind(corpus, segment_lengths, level, definition):
 
 def _policy_kind(corpus, policies, level, replay):
     check_level(level, LEVELS)
-    if replay != "paper":
-        raise LrcError(f"replay is {replay!r}, but must be 'paper', or 'engine' in lrc.hit_rates")
+    if replay not in ("paper", "engine"):
+        raise LrcError(f"replay is {replay!r}, but must be 'paper', or 'engine'")
+    for part in corpus.parts if replay == "engine" else ():
+        if part.trace is not None:
+            check_trace(part.trace)
     return HitKind("policy", _checked_policies(policies), replay, level, *_sizes(corpus))
 
 

@@ -29,7 +29,7 @@ def count_and_resample(
     """Count the hits, and resample the sequences.
 
     A sequence that does not use a cache says nothing of its hit rate, so caches draw from those
-    that do: in nearly every trace all from all.
+    that do ("engine": from all): in nearly every trace all from all.
 
     Returns
     -------
@@ -81,12 +81,19 @@ def _census(traces, kind, part):
     shortest = {replace(kind, variants=(variant,)).shortest for variant in kind.variants}
     census = {m: [Counter() for _ in range(kind.shape[1])] for m in shortest}
     for trace in traces:
-        labels, used = labels_of(trace), used_caches(trace, kind.level)
+        labels, used = labels_of(trace), _drawn(trace, kind)
         for m, counters in census.items():
             for cache, counter in enumerate(counters):
                 counter.update(labels[used[:, cache] & (trace.lengths >= m)].tolist())
         del trace  # before the next is read
     return {part: census}
+
+
+def _drawn(trace, kind):
+    """Which sequences are drawn for which cache: bool [sequences, caches]."""
+    if kind.contract == "engine":
+        return np.ones((trace.num_sequences, kind.shape[1]), bool)
+    return used_caches(trace, kind.level)
 
 
 def _only(label, counter):
@@ -121,7 +128,7 @@ def _resample(traces, kind, label, strata, bootstrap, seed, alone):
         if key not in strata[:i]
     ]
     for trace in traces:
-        labels, used = labels_of(trace), used_caches(trace, kind.level)
+        labels, used = labels_of(trace), _drawn(trace, kind)
         used &= (trace.lengths >= kind.shortest)[:, None]
         members = np.flatnonzero(is_of(trace, label))
         for part, counted in counted_blocks(trace, members, rule, segment_length, kind.level):
@@ -196,8 +203,8 @@ def _tails_of_rates(counts, weights, confidence):
         def work(part, first=first, some=some, start=start, new_hits=new_hits):
             for i, run in enumerate(some[part], first + part.start):
                 cache, place = divmod(i, len(starts))
-                uses = hits[cache, -1]
-                if uses.any():
+                if hits[cache, -1].any():
+                    uses = np.maximum(hits[cache, -1], 1)
                     before = hits[cache, place - 1] if place else np.zeros_like(uses)
                     ends[:, run] = kernels.quantiles_of_rates(
                         new_hits[run.start - start : run.stop - start],

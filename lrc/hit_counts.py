@@ -11,6 +11,8 @@ import pandas as pd
 
 from lrc import kernels
 from lrc.errors import LrcError
+from lrc.request_counts import request_counts
+from lrc.requests import requests
 from lrc.shards import Corpus, is_of
 
 POLICIES = {"lru": kernels.LRU, "lfu": kernels.LFU, "belady": kernels.BELADY}
@@ -43,11 +45,15 @@ class HitKind:
     top_k: int
 
     @property
+    def num_sizes(self) -> int:
+        """Cache sizes: as many as experts."""
+        return self.num_experts * (self.num_layers if self.level == "model" else 1)
+
+    @property
     def shape(self) -> tuple[int, int, int]:
-        """Variants, caches, sizes."""
-        if self.level == "model":
-            return len(self.variants), 1, self.num_layers * self.num_experts
-        return len(self.variants), self.num_layers, self.num_experts
+        """Variants, caches, sizes; "engine" has one more, for uses that no cache hits."""
+        num_caches = 1 if self.level == "model" else self.num_layers
+        return len(self.variants), num_caches, self.num_sizes + (self.contract == "engine")
 
     @property
     def shortest(self) -> int:
@@ -56,7 +62,9 @@ class HitKind:
 
     @property
     def rules(self) -> list[tuple[int, int]]:
-        """Rule of the kernel and segment length, of each variant."""
+        """Rule of the kernel ("engine": name of the policy) and segment length, by variant."""
+        if self.contract == "engine":
+            return [(policy, 0) for policy in self.variants]
         if self.column == "policy":
             return [(POLICIES[policy], 0) for policy in self.variants]
         return [(DEFINITIONS[self.contract], m) for m in self.variants]
@@ -102,7 +110,8 @@ class HitCounts:
         """
         # [datasets, caches, variants, sizes]: rows of the table in that order.
         hits = self.new_hits.cumsum(axis=-1).swapaxes(1, 2)
-        there = np.broadcast_to(hits[..., -1:] > 0, hits.shape)
+        uses, hits = hits[..., -1], hits[..., : self.kind.num_sizes]
+        there = np.broadcast_to(uses[..., None] > 0, hits.shape)
         g, cache, variant, size = np.nonzero(there)
         shared = self.kind.level == "model"
         active = self.kind.top_k * (self.kind.num_layers if shared else 1)
@@ -112,10 +121,10 @@ class HitCounts:
             self.kind.column: np.array(self.kind.variants)[variant],
             "cache_size": size + 1,
             "cache_ratio": (size + 1) / active,
-            "hit_rate": hits[there] / hits[g, cache, variant, -1],
+            "hit_rate": hits[there] / uses[g, cache, variant],
         }
         if intervals is not None:
-            low, high = (end.swapaxes(1, 2)[there] for end in intervals)
+            low, high = (end.swapaxes(1, 2)[..., : self.kind.num_sizes][there] for end in intervals)
             columns |= {"ci_low": low, "ci_high": high}
         absent = {"dataset"} if self.datasets in (("",), ()) else set()
         absent |= {"layer"} if shared else set()
@@ -177,6 +186,10 @@ def counted_blocks(trace, sequences, rule, segment_length, level):
     step = block_sequences(trace)
     for start in range(0, len(sequences), step):
         part = slice(start, start + step)
+        if isinstance(rule, str):
+            some = trace.select(sequences[part])
+            yield part, request_counts(requests(some), rule, level, some.num_sequences)
+            continue
         counted = kernels.count_new_hits(
             *(rule, segment_length, trace.experts, trace.lengths, sequences[part]),
             *(trace.num_experts, level == "model"),

@@ -118,6 +118,8 @@ def checked_prompts(trace: Trace, prompt_tokens) -> np.ndarray:
     if prompt_tokens is None:
         prompt_tokens = (trace.meta or {}).get("prompt_tokens", 0)
     prompts = np.asarray(prompt_tokens)
+    if prompts.shape == (0,):
+        prompts = prompts.astype(np.int64)
     if prompts.dtype.kind not in "iu" or prompts.ndim > 1:
         raise LrcError(
             f"prompt_tokens is {prompt_tokens!r}, but must be a whole number, or one for each "

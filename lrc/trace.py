@@ -262,8 +262,8 @@ class Trace:
                 chosen = parts[name][:, :, columns]
                 on_host = isinstance(chosen, np.ndarray)
                 parts[name] = np.ascontiguousarray(chosen) if on_host else chosen.contiguous()
-            _follow(meta, ("layers", "expert_bytes"), columns, self.num_layers)
-        _follow(meta, ("prompt_tokens",), rows, self.num_sequences)
+            follow(meta, ("layers", "expert_bytes"), columns, self.num_layers)
+        follow(meta, ("prompt_tokens",), rows, self.num_sequences)
         return self._adopt(parts.pop("experts"), self.num_experts, meta=meta, **parts)
 
     def equals(self, other: "Trace") -> bool:
@@ -375,7 +375,7 @@ def _padded(array, num_tokens, fill):
     return np.pad(array, widths, constant_values=fill)
 
 
-def _follow(meta, names, kept, size):
+def follow(meta, names, kept, size):
     """Keep of lists with `size` entries those that are kept of what they tell of."""
     for name in names:
         if isinstance(meta.get(name), list) and len(meta[name]) == size:

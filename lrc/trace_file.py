@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrc.errors import TraceError
-from lrc.trace import Trace, concat_traces
+from lrc.trace import Trace, concat_traces, follow
 from lrc.trace_checks import check_experts, checked_meta
 from lrc.whole_files import put_in_place, temporary_beside, writing
 
@@ -100,6 +100,7 @@ class TraceWriter:
         self._sequence_length = 0
         self._checksums = []
         self._held: list[Trace] = []
+        self._prompts: list[list] = []
 
     def __enter__(self):
         return self
@@ -120,6 +121,7 @@ class TraceWriter:
             concat_traces([self._first, trace.select(slice(0))])
         self._sequence_length = max(self._sequence_length, trace.shape[1])
         self._held.append(trace)
+        self._prompts.append(trace.meta.get("prompt_tokens"))
         if sum(map(_num_ids, self._held)) >= ROW_GROUP_IDS:
             trace = concat_traces(self._held)
             start = 0
@@ -142,7 +144,7 @@ class TraceWriter:
             "top_k": self._first.top_k,
             "sequence_length": self._sequence_length,
             "sequences": sum(map(len, self._checksums)),
-            "meta": checked_meta(self._first.meta if self._meta is None else self._meta),
+            "meta": checked_meta(self._meta_of_all() if self._meta is None else self._meta),
         }
         rows = np.concatenate([np.empty(0, np.uint64), *self._checksums])
         header["checksum"] = _header_checksum(header, rows)
@@ -159,6 +161,15 @@ class TraceWriter:
                 self._parquet.close()
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
+
+    def _meta_of_all(self):
+        """Metadata of the first, with what it lists by sequence as `concat_traces` joins it."""
+        meta = dict(self._first.meta)
+        if isinstance(meta.get("prompt_tokens"), list):
+            del meta["prompt_tokens"]
+            if all(isinstance(prompts, list) for prompts in self._prompts):
+                meta["prompt_tokens"] = [count for prompts in self._prompts for count in prompts]
+        return meta
 
     def _write(self, trace, rows):
         table, checksums = _to_table(trace, rows)
@@ -353,9 +364,17 @@ class TraceFile:
             self.num_experts,
             lengths=lengths,
             datasets=np.array(labels, np.str_) if "dataset" in names else None,
-            meta=dict(self.meta),
+            meta=self._meta_of(groups),
             **arrays,
         )
+
+    def _meta_of(self, groups):
+        """Metadata; of lists by sequence, what tells of the sequences of some row groups."""
+        meta, sizes = dict(self.meta), self.rows()
+        starts = np.cumsum([0, *sizes])
+        kept = [np.arange(starts[group], starts[group + 1]) for group in groups]
+        follow(meta, ("prompt_tokens",), np.concatenate([np.arange(0), *kept]), int(starts[-1]))
+        return meta
 
     def _read_group(self, group, lengths, arrays):
         """Fill lengths and arrays with a row group, and return its labels."""

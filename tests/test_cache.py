@@ -469,7 +469,7 @@ def test_columns_are_those_of_the_contract():
         (lambda t: lrc.hit_rates(t, []), "policies is empty"),
         (lambda t: lrc.hit_rates(t, ["lru", "lru"]), "give each once"),
         (lambda t: lrc.hit_rates(t, replay="phone"), "replay is 'phone', but must be 'paper', or"),
-        (lambda t: lrc.hit_rates("x.parquet", replay="engine"), "lrc.load_trace reads a file"),
+        (lambda t: lrc.hit_rates("x.parquet", replay="engine"), "x.parquet"),
         (lambda t: lrc.hit_rates(t, level="expert"), "level is 'expert'"),
         (lambda t: lrc.hit_rates(t.experts), "expected a lrc.Trace, .* not ndarray"),
         (lambda t: lrc.hit_rates(t, by_dataset=True), "by_dataset needs labels"),

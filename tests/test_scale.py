@@ -74,6 +74,31 @@ def test_shards_and_files_give_the_same_bits(tmp_path_factory, data):
         same(CALLS[name](source, **options), CALLS[name](trace, **options))
 
 
+@settings(max_examples=20, deadline=None)
+@given(traces(datasets=True, min_length=1), st.sampled_from(["model", "layer"]), st.data())
+def test_the_contract_of_engines_by_row_group(tmp_path_factory, trace, level, data):
+    """Prompts are listed by sequence of the file, and are those of the sequences of each part."""
+    prompts = [data.draw(st.integers(0, n)) for n in trace.lengths.tolist()]
+    trace = lrc.Trace(
+        *(trace.experts, trace.num_experts),
+        **{"lengths": trace.lengths, "datasets": trace.datasets},
+        meta={"prompt_tokens": prompts},
+    )
+    path = save_in_small_groups(trace, tmp_path_factory.mktemp("engine") / "trace.parquet", 1)
+    assert lrc.load_trace(path).meta == trace.meta
+    options = {"replay": "engine", "level": level, "by_dataset": data.draw(st.booleans())}
+    options["bootstrap"] = data.draw(st.sampled_from([0, 5]))
+    in_memory = lrc.hit_rates(trace, **options)
+    pd.testing.assert_frame_equal(lrc.hit_rates(path, **options), in_memory, check_exact=True)
+    counts = [
+        policy_counts(trace.select([i]), replay="engine", level=level)
+        for i in range(trace.num_sequences)
+    ]
+    table = sum(counts[1:], counts[0]).table()
+    without = lrc.hit_rates(trace, replay="engine", level=level)
+    pd.testing.assert_frame_equal(table, without, check_exact=True)
+
+
 def test_paths_patterns_and_partial_statistics(tmp_path):
     trace = lrc.resolve_trace("toy:baseline").select(slice(12), layers=[0])
     trace.select(slice(5)).save(tmp_path / "a.parquet")
