@@ -165,7 +165,7 @@ _OTHERS = (
     # our experiments past the paper's toys
     (Style("aux 0.001", "#5a7fd0", "<"), "aux_0.001"),
     (Style("aux 0.3", "#7fa8e0", "v"), "aux_0.3"),
-    (Style("bias", "#d55e00", "s"), "bias_0.01"),
+    (Style("bias 0.01", "#d55e00", "s"), "bias_0.01"),
     (Style("16 experts", "#6b6b00", "D"), "experts_16"),
     (Style("128 experts", "#a3a300", "h"), "experts_128"),
     (Style("width 48", "#b05aa0", "P"), "double_width"),

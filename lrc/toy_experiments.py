@@ -6,7 +6,7 @@ import pandas as pd
 from lrc import toy_statistics, toys
 from lrc.toy_comparison import noise_of_difference, seed_noise, toy_balance
 
-__all__ = ["answers", "experiment_runs", "seed_yardstick"]
+__all__ = ["answers", "experiment_runs", "final_losses", "seed_yardstick"]
 
 
 def experiment_runs(steps: int = toys.SHORT, *, bootstrap: int = 0, seed: int = 0) -> pd.DataFrame:
@@ -41,6 +41,16 @@ def experiment_runs(steps: int = toys.SHORT, *, bootstrap: int = 0, seed: int = 
                 | {"hit_rate": rates.loc[twice, "hit_rate"].mean(), "loss": run.loss}
             )
     return pd.DataFrame(rows)
+
+
+def final_losses(names, steps: int = toys.SHORT) -> pd.DataFrame:
+    """Return the held-out loss of each domain at the end of training, a row per run of seed 0."""
+    rows = {}
+    for name in names:
+        losses = toy_statistics.load(name, 0, steps).losses
+        last = losses[(losses["split"] == "held-out") & (losses["step"] == steps)]
+        rows[name] = last.set_index("dataset")["loss"]
+    return pd.DataFrame(rows).T
 
 
 def seed_yardstick(measures=("srp", "chance", "excess", "uneven", "memory")) -> pd.Series:

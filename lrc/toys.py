@@ -128,8 +128,8 @@ EXPERIMENTS: dict[str, Variant] = {
         ),
         Variant("half_width", "width 12", "half the width", _width(EXPERT_WIDTH // 2)),
         Variant("double_width", "width 48", "double the width", _width(2 * EXPERT_WIDTH)),
-        Variant("one_domain", "1 domain", "trained on Python alone", domains=("python",)),
-        Variant("mixed", "mixed", "a new topic every 64 tokens", piece=64),
+        Variant("one_domain", "Python alone", "trained on Python alone", domains=("python",)),
+        Variant("mixed", "mixed topics", "a new topic every 64 tokens", piece=64),
     )
 }
 """Experiments past the paper's ten variants, by name: each differs from the baseline in one thing.

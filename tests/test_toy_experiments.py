@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from lrc import toy_comparison, toy_statistics, toys
-from lrc.toy_experiments import answers, experiment_runs, seed_yardstick
+from lrc.toy_experiments import answers, experiment_runs, final_losses, seed_yardstick
 
 
 def test_runs_are_what_the_statistics_give():
@@ -46,3 +46,10 @@ def test_yardstick_is_that_of_two_runs():
     deviation, freedom = toy_comparison.seed_noise(runs, "srp")
     expected = stats.t.ppf(0.975, freedom) * deviation * np.sqrt(2)
     assert seed_yardstick(["srp"])["srp"] == pytest.approx(expected)
+
+
+def test_final_losses_are_those_of_the_domains():
+    table = final_losses(["baseline", "mixed"])
+    assert list(table.index) == ["baseline", "mixed"]
+    for name in table.index:
+        assert table.loc[name].mean() == pytest.approx(toy_statistics.load(name).loss)
