@@ -10,7 +10,7 @@ import pandas as pd
 
 from lrc import published, toys
 from lrc.chance import chance, excess
-from lrc.contrasts import paired, rank_correlation
+from lrc.contrasts import contrast, paired, rank_correlation
 from lrc.errors import LrcError
 from lrc.specialists import stacks
 from lrc.srp import srp
@@ -25,6 +25,7 @@ __all__ = [
     "positions",
     "post_training",
     "starts",
+    "technical",
     "toy_domains",
     "toy_layers",
     "yardsticks",
@@ -242,6 +243,32 @@ def domains(toy: bool = False) -> pd.DataFrame:
     table["dataset"] = table["dataset"].map(names)
     table = table.rename(columns={"rel_diff": "difference"})
     return table[["model", "dataset", "technical", "srp", "difference"]]
+
+
+def technical(table: pd.DataFrame) -> pd.DataFrame:
+    """How far technical text is above the other domains, in each model by itself.
+
+    Parameters
+    ----------
+    table : DataFrame
+        What `domains` returns.
+
+    Returns
+    -------
+    DataFrame
+        A row per model, the largest difference first: model, what `lrc.contrasts.contrast` says of
+        technical against other domains (all but the measure), and highest and lowest, the names of
+        domains.
+    """
+    rows = []
+    for model, part in table.groupby("model"):
+        found = contrast(part, "technical", ["difference"]).drop(columns="measure").iloc[0]
+        ends = part.loc[[part["difference"].idxmax(), part["difference"].idxmin()], "dataset"]
+        rows.append({"model": model, **found, "highest": ends.iloc[0], "lowest": ends.iloc[1]})
+    result = pd.DataFrame(rows).rename(
+        columns={"models_with": "technical", "models_without": "others"}
+    )
+    return result.sort_values("difference", ascending=False, ignore_index=True)
 
 
 def toy_domains(segment_length: int = 16, *, bootstrap: int = 0, seed: int = 0) -> pd.DataFrame:

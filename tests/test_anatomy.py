@@ -140,3 +140,13 @@ def test_alike_is_a_correlation_over_experts():
     for column in ("activation_rate", "srp"):
         pair = pd.concat([part[column] for part in values.values()], axis=1).dropna()
         assert row[column] == pytest.approx(pair.corr().iloc[0, 1])
+
+
+def test_technical_text_is_set_against_the_rest():
+    table = anatomy.technical(anatomy.domains())
+    known = anatomy.domains().query("model == 'grin'")
+    means = known.groupby("technical")["difference"].mean()
+    row = table.set_index("model").loc["grin"]
+    assert row["difference"] == pytest.approx(means[True] - means[False])
+    assert (row["technical"], row["others"], row["highest"]) == (5, 6, "GitHub")
+    assert row["smallest_p"] == pytest.approx(2 / 462)
