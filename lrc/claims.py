@@ -39,15 +39,29 @@ def claims() -> pd.DataFrame:
 
 
 def linked(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with links of the book in column where, to show as prose.
+    """Return the table as prose: narrow enough for a page, with links of the book.
 
     Parameters
     ----------
     table : DataFrame
         What `claims` returns, or rows of it.
+
+    Returns
+    -------
+    DataFrame
+        no. (number), claim (statement, and where to look), published (verdict and numbers), toys,
+        real and chance, in MyST Markdown.
     """
-    return table.assign(where=[", ".join(map(_link, targets)) for targets in table["where"]])
+    where = [", ".join(map(_link, targets)) for targets in table["where"]]
+    claim = [
+        f"{statement} ({links})" if links else statement
+        for statement, links in zip(table["statement"], where, strict=True)
+    ]
+    published = "**" + table["published"] + "**: " + table["numbers"]
+    columns = {"no.": table["claim"], "claim": claim, "published": published}
+    verdicts = {"toys": table["toys"], "real": table["real"], "chance": table["beyond_chance"]}
+    return pd.DataFrame(columns | verdicts)
 
 
 def _link(target):
-    return f"{{numref}}`{target}`" if target.startswith("fig-") else f"[]({target})"
+    return f"{{numref}}`{target}`" if target.startswith("fig-") else f"[page]({target})"

@@ -6,6 +6,7 @@ with SRP as the paper does (arXiv 2505.16056, Section 4.2) and with other things
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lrc import published, toys
@@ -16,6 +17,7 @@ from lrc.trace import Trace
 
 __all__ = [
     "MEASURES",
+    "beyond_rate",
     "compare",
     "published_correlations",
     "published_experts",
@@ -43,6 +45,7 @@ def compare(
     experts: pd.DataFrame,
     measures=None,
     *,
+    outcome: str = "srp",
     by: str | None = None,
     stratum: int = 8,
     bootstrap: int = 200,
@@ -56,6 +59,8 @@ def compare(
         A row per expert, as `lrc.specialization` gives it.
     measures : sequence of str, optional
         Columns to correlate with SRP; by default those of `MEASURES` that the table has.
+    outcome : str, default "srp"
+        Column to correlate with, such as "excess" of `beyond_rate`.
     by : str, optional
         Column, such as the model, with correlations for each of its values.
     stratum, bootstrap, seed
@@ -76,10 +81,47 @@ def compare(
     }
     options: dict[str, Any] = {"by": by, "bootstrap": bootstrap, "seed": seed}
     parts = [
-        correlation(experts, measures, **options, **same).assign(compared=name)
+        correlation(experts, measures, outcome, **options, **same).assign(compared=name)
         for name, same in held.items()
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def beyond_rate(experts: pd.DataFrame, segment_length: int = 16) -> pd.DataFrame:
+    r"""Add to a table of experts the chance level of each, and what it has beyond.
+
+    Parameters
+    ----------
+    experts : DataFrame
+        With columns activation_rate and srp, as `lrc.specialization` gives it.
+    segment_length : int, default 16
+        That SRP was measured at.
+
+    Returns
+    -------
+    DataFrame
+        `experts` with two more columns: chance, as `lrc.chance` at level "expert", and excess (see
+        `lrc.excess`; 0 for an expert that is always on).
+
+    Notes
+    -----
+    An expert of rate r that is drawn independently is active f times in m tokens, f binomial. As
+    :math:`f\,P_m(f) = m r\,P_{m-1}(f - 1)`, its best F1 is
+
+    .. math:: \max_a \frac{2 r\,P(f_{m-1} \ge a - 1)}{P(f_m \ge a) + r} ,
+
+    which takes all experts at once.
+    """
+    from scipy.stats import binom  # takes longer to import than the rest of the package
+
+    rates = experts["activation_rate"].to_numpy(float)[:, None]
+    least = np.arange(segment_length + 1)
+    matched = 2 * rates * binom.sf(least - 2, segment_length - 1, rates)
+    total = binom.sf(least - 1, segment_length, rates) + rates
+    level = (matched / np.where(total > 0, total, 1)).max(axis=1)  # 0 where nothing is active
+    room = 1 - level
+    gain = (experts["srp"].to_numpy(float) - level) / np.where(room > 1e-12, room, np.inf)
+    return experts.assign(chance=level, excess=gain)
 
 
 def random_domains(

@@ -148,3 +148,22 @@ def test_random_domains_are_as_good_as_domains_that_mean_nothing():
 def test_random_domains_of_a_trace_without_domains():
     trace = lrc.Trace(np.zeros((2, 20, 1, 1), int), 3)
     assert specialists.random_domains(trace).empty
+
+
+def test_beyond_rate_is_the_chance_level_of_each_expert():
+    trace = lrc.toys.load_trace("baseline")
+    experts = lrc.srp(trace, 16, level="expert")
+    known = lrc.excess(experts, lrc.chance(experts, (16,), level="expert"))
+    found = specialists.beyond_rate(experts, 16)
+    for column in ("chance", "excess"):
+        assert found[column].to_numpy() == pytest.approx(known[column].to_numpy(), abs=1e-12)
+    ends = pd.DataFrame({"activation_rate": [0.0, 1.0], "srp": [0.0, 1.0]})
+    assert specialists.beyond_rate(ends)["excess"].tolist() == [0.0, 0.0]
+
+
+def test_compare_takes_another_outcome():
+    experts = specialists.beyond_rate(specialists.published_experts().query("model == 'grin'"))
+    found = specialists.compare(experts, ["domain"], outcome="excess", by="model", bootstrap=0)
+    plain = experts["domain"].corr(experts["excess"])
+    row = found.query("compared == 'all experts'")
+    assert row["correlation"].item() == pytest.approx(plain)
