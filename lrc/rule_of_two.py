@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from lrc import toys
 from lrc.arguments import check_trace
 from lrc.budget import best_split, even_split, hull_bound
 from lrc.curves import bends
@@ -23,25 +24,22 @@ from lrc.trace import Trace
 SHARES = (0.25, 0.5, 0.75)
 """Memory of a device, as a share of what all experts take."""
 
-WAITS = (1.0, 6.0)
+WAITS = (1.0, 4.0)
 """Time to load all of a token's experts, as a multiple of the time to compute it."""
 
 
-def losses(
-    sizings: Mapping[str, Sizing], shares=SHARES, waits=WAITS, *, everything: Mapping[str, float]
-) -> pd.DataFrame:
+def losses(curves: Mapping[str, pd.DataFrame], shares=SHARES, waits=WAITS) -> pd.DataFrame:
     """What the rule of two loses on devices of several memories and links.
 
     Parameters
     ----------
-    sizings : dict of Sizing
-        What `lrc.size_cache` says of each model, for its curve.
+    curves : dict of DataFrame
+        Hit rate of each model against cache ratio (columns cache_ratio, hit_rate), up to the size
+        at which all experts have a slot.
     shares : sequence of float
         Memory for experts, as a share of what all experts take.
     waits : sequence of float
         Time to load all of a token\'s experts over the time to compute it, of which nothing hides.
-    everything : dict of float
-        The ratio at which all experts of each model are in the cache, experts / top-k.
 
     Returns
     -------
@@ -61,11 +59,11 @@ def losses(
             f"shares {shares!r} must be above 0 and at most 1, and waits {waits!r} at least 0"
         )
     rows = []
-    for model, sizing in sizings.items():
-        known = np.append(0, sizing.curve["cache_ratio"])
-        rates = np.append(0, sizing.curve["hit_rate"])
+    for model, curve in curves.items():
+        curve = curve.sort_values("cache_ratio")
+        known, rates = np.append(0, curve["cache_ratio"]), np.append(0, curve["hit_rate"])
         for share in shares:
-            ratio = share * everything[model]
+            ratio = share * known[-1]
             best, two = np.interp([ratio, 2.0], known, rates)
             row = {"model": model, "memory": share, "best_ratio": ratio, "best": best}
             row["two"] = two if ratio >= 2 else np.nan
@@ -75,7 +73,7 @@ def losses(
                     1 + wait * (1 - row["two"])
                 )
             rows.append(row)
-    return pd.DataFrame(rows).astype({"model": "str"})
+    return pd.DataFrame(rows)
 
 
 def knee_table(sizings: Mapping[str, Sizing]) -> pd.DataFrame:
@@ -206,3 +204,38 @@ def _hits(trace, policy):
     own = request_counts(asked, policy, "layer", trace.num_sequences).sum(axis=0)
     shared = request_counts(asked, policy, "model", trace.num_sequences).sum(axis=(0, 1))
     return own.cumsum(axis=1)[:, :-1], len(asked.ids), shared.cumsum()[:-1]
+
+
+def toy_costs(curves: pd.DataFrame, ratios=(2, 4), memory: float = 0.5) -> pd.DataFrame:
+    """What the rule of two and an even division cost the toy family.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        Hit rates of every shipped run: model, seed, policy, cache_ratio, hit_rate; those of LRU
+        are used.
+    ratios : sequence of float
+        Budgets that are divided over the layers, as in `divisions`.
+    memory : float
+        Share of all experts that a device holds.
+
+    Returns
+    -------
+    DataFrame
+        A row per variant: two, best, lost and slower_W of `losses`, means over its seeds; and for
+        each ratio R, under the contract "engine" and on every third text of seed 0, even_R: the hit
+        rate of an even division, and what others add to it: by_need_R (the best division of half
+        of those texts, judged on the other half) and shared_R.
+    """
+    runs = curves[curves["policy"] == "lru"].groupby(["model", "seed"], sort=False)
+    table = losses(dict(list(runs)), (memory,))
+    table["model"] = [model for model, _ in runs.groups]
+    table = table.drop(columns=["memory", "best_ratio"]).groupby("model", sort=False).mean()
+    for model in table.index:
+        gains = divisions(toys.load_trace(model).select(slice(0, None, 3)), ratios)
+        for row in gains.itertuples():
+            name = f"{row.cache_ratio:g}"
+            table.loc[model, f"even_{name}"] = row.even
+            table.loc[model, f"by_need_{name}"] = row.best - row.even
+            table.loc[model, f"shared_{name}"] = row.shared - row.even
+    return table

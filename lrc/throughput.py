@@ -85,6 +85,31 @@ class Device:
         hidden = np.minimum(loading, self.overlap * self.compute_ms)
         return self.compute_ms + loading - hidden
 
+    def wait(self, replayed: Replay) -> float:
+        """Time to load all experts of a token over the time to compute it, without overlap.
+
+        Parameters
+        ----------
+        replayed : Replay
+            As for `by_step`; what it used counts, not what it loaded.
+
+        Raises
+        ------
+        LrcError
+            A device that takes no time to compute.
+        """
+        if not self.compute_ms:
+            raise LrcError("compute_ms is 0: there is nothing to compare the time of loading with")
+        asked = replayed.requests
+        steps = asked.num_requests // asked.num_layers - np.count_nonzero(asked.prompt_tokens)
+        owner = np.repeat(np.arange(asked.num_requests), np.diff(asked.starts))
+        prompt = (asked.prompt_tokens[asked.sequences] > 0) & (asked.steps == 0)
+        used = replayed.use_bytes[~prompt[owner]]
+        if not steps or not len(used):
+            raise LrcError("the replay has no steps of single tokens, whose speed could be told")
+        loading = len(used) * self.latency_ms + used.sum() / self.bandwidth * 1e3
+        return float(loading / steps / self.compute_ms)
+
     def by_step(self, replayed: Replay) -> pd.DataFrame:
         """Milliseconds of the single-token steps of a replay.
 

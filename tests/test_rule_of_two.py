@@ -1,7 +1,5 @@
 """What the rule of two costs: against single replays, and on curves whose answer is known."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,13 +11,13 @@ TOY = lrc.toys.load_trace("baseline").select(slice(0, None, 8))
 
 
 def straight(slope):
-    """A sizing whose hit rate is `slope` times the ratio, up to ratio 8."""
+    """A curve whose hit rate is `slope` times the ratio, up to ratio 8."""
     ratios = np.linspace(0.1, 8, 80)
-    return SimpleNamespace(curve=pd.DataFrame({"cache_ratio": ratios, "hit_rate": slope * ratios}))
+    return pd.DataFrame({"cache_ratio": ratios, "hit_rate": slope * ratios})
 
 
 def test_losses_of_a_straight_curve():
-    table = rule_of_two.losses({"a": straight(0.1)}, (0.125, 0.5), (0, 4), everything={"a": 8})
+    table = rule_of_two.losses({"a": straight(0.1)}, (0.125, 0.5), (0, 4))
     small, large = table.to_dict("records")
     assert (small["best_ratio"], small["best"]) == (1, pytest.approx(0.1))
     assert np.isnan([small["two"], small["lost"], small["slower_4"]]).all()
@@ -30,9 +28,7 @@ def test_losses_of_a_straight_curve():
 
 
 def test_losses_of_a_trace_are_those_of_its_replays():
-    table = rule_of_two.losses(
-        {"toy": lrc.size_cache(TOY, bootstrap=0)}, (0.5,), everything={"toy": 8}
-    )
+    table = rule_of_two.losses({"toy": lrc.size_cache(TOY, bootstrap=0).curve}, (0.5,))
     best, two = (lrc.replay(TOY, cache_size=size).hit_rate for size in (128, 64))
     row = table.iloc[0]
     assert (row["best"], row["two"]) == (pytest.approx(best), pytest.approx(two))
@@ -41,7 +37,7 @@ def test_losses_of_a_trace_are_those_of_its_replays():
 @pytest.mark.parametrize("arguments", [{"shares": (0,)}, {"shares": (1.1,)}, {"waits": (-1,)}])
 def test_devices_that_cannot_be(arguments):
     with pytest.raises(lrc.LrcError, match=r"shares .* must be above 0"):
-        rule_of_two.losses({}, everything={}, **arguments)
+        rule_of_two.losses({}, **arguments)
 
 
 def test_the_knees_of_several():
@@ -95,3 +91,16 @@ def test_a_single_text_is_cut_in_two():
 def test_a_single_layer_has_nothing_to_divide():
     with pytest.raises(lrc.LrcError, match="nothing to divide"):
         rule_of_two.divisions(TOY.select(layers=[0]))
+
+
+def test_costs_of_the_toys_are_means_over_seeds():
+    parts = []
+    for seed, scale in ((0, 0.1), (1, 0.12)):
+        parts.append(straight(scale).assign(model="no_balance", seed=seed, policy="lru"))
+    row = rule_of_two.toy_costs(pd.concat(parts), (2,)).loc["no_balance"]
+    assert row["two"] == pytest.approx(0.22)
+    assert row["lost"] == pytest.approx(0.22)
+    few = rule_of_two.divisions(lrc.toys.load_trace("no_balance").select(slice(0, None, 3)), (2,))
+    assert row["even_2"] == few["even"].item()
+    assert row["even_2"] + row["by_need_2"] == pytest.approx(few["best"].item())
+    assert row["even_2"] + row["shared_2"] == pytest.approx(few["shared"].item())

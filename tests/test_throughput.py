@@ -28,6 +28,16 @@ def test_prompts_are_left_out_of_the_speed():
     assert (low, high) == (pytest.approx(expected / 2), pytest.approx(expected * 2))
 
 
+def test_the_wait_is_that_of_a_cache_that_holds_nothing():
+    trace = lrc.Trace([[[[0, 1]], [[1, 2]], [[0, 2]]], [[[1, 0]], [[1, 0]], [[1, 2]]]], 3)
+    device = Device(compute_ms=10, bandwidth=1e3, latency_ms=2)
+    replayed = lrc.replay(trace, cache_size=2, prompt_tokens=[2, 0], expert_bytes=10)
+    # Two experts a token, each 2 ms and 10 ms of loading.
+    assert device.wait(replayed) == pytest.approx(2 * 12 / 10)
+    with pytest.raises(lrc.LrcError, match="compute_ms is 0"):
+        Device(0, 1e3).wait(replayed)
+
+
 def test_a_fit_finds_the_device_that_made_the_log():
     rng = np.random.default_rng(0)
     loads = rng.integers(1, 40, 60)
