@@ -13,6 +13,7 @@ from lrc.errors import LrcError
 __all__ = ["chance_from_spread", "published_models", "published_toys"]
 
 _MEASURED = ["srp", "chance", "excess", "activation_sd"]
+_INTERVAL = ["srp_low", "srp_high"]
 
 
 def published_models(segment_length: int = 16, *, parts: bool = False) -> pd.DataFrame:
@@ -33,6 +34,8 @@ def published_models(segment_length: int = 16, *, parts: bool = False) -> pd.Dat
         - ``model``: key in all published tables;
         - ``srp``, and ``chance`` and ``excess`` (see `lrc.excess`) at the published activation
           rates of its experts;
+        - ``srp_low``, ``srp_high``: the published 95 % interval of ``srp`` over texts, NaN where
+          there is none (it is for 16 tokens only); for a mean of two parts the means of its ends;
         - ``srp_rank``, ``excess_rank``: place, 1 the highest;
         - ``activation_sd``: standard deviation of these rates, all layers pooled;
         - ``experts``, ``top_k``, ``active_share`` (their ratio), ``shared_experts``;
@@ -48,7 +51,9 @@ def published_models(segment_length: int = 16, *, parts: bool = False) -> pd.Dat
     Activation rates were published once, over windows of 16 tokens; a longer window leaves out
     some more tokens at the ends of a text, which moves a rate by far less than the models differ.
     """
-    scores = published.table("srp_model").rename(columns={"seg_len": "segment_length"})
+    scores = published.table("srp_model").rename(
+        columns={"seg_len": "segment_length", "ci_lo": "srp_low", "ci_hi": "srp_high"}
+    )
     lengths = sorted(scores["segment_length"].unique())
     scores = scores.loc[scores["segment_length"] == segment_length]
     if scores.empty:
@@ -62,7 +67,7 @@ def published_models(segment_length: int = 16, *, parts: bool = False) -> pd.Dat
         chance(part, (segment_length,)).assign(**dict(zip(key, names, strict=True)))
         for names, part in rates.groupby(key)
     ]
-    table = excess(scores[[*key, "segment_length", "srp"]], pd.concat(levels))
+    table = excess(scores[[*key, "segment_length", "srp", *_INTERVAL]], pd.concat(levels))
     spread = rates.groupby(key)["activation_rate"].std().rename("activation_sd").reset_index()
     table = table.merge(spread, on=key).merge(_designs(), on="model")
     if parts:
@@ -70,11 +75,11 @@ def published_models(segment_length: int = 16, *, parts: bool = False) -> pd.Dat
         table["model"] += part.where(~table["decoder_only"], "")
     else:
         design = [name for name in _designs() if name != "model"]
-        table = table.groupby(["model", *design], as_index=False)[_MEASURED].mean()
+        table = table.groupby(["model", *design], as_index=False)[[*_MEASURED, *_INTERVAL]].mean()
     table = table.sort_values("srp", ascending=False, kind="stable", ignore_index=True)
     for value in ("srp", "excess"):
         table[f"{value}_rank"] = table[value].rank(ascending=False, method="min").astype(int)
-    columns = ["model", "srp", "chance", "excess", "srp_rank", "excess_rank", "activation_sd"]
+    columns = ["model", *_MEASURED[:3], *_INTERVAL, "srp_rank", "excess_rank", "activation_sd"]
     return table[[*columns, *_designs().columns.drop("model")]]
 
 

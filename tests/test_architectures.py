@@ -64,6 +64,18 @@ def test_designs_are_those_the_paper_names():
     np.testing.assert_allclose(table["active_share"], table["top_k"] / table["experts"], atol=1e-6)
 
 
+def test_published_intervals_hold_the_values():
+    parts, whole = published_models(parts=True), published_models()
+    for table in (parts, whole):
+        assert (table["srp_low"] < table["srp"]).all()
+        assert (table["srp"] < table["srp_high"]).all()
+    assert whole.set_index("model").loc["qwen3", ["srp_low", "srp_high"]].round(4).tolist() == [
+        0.5410,
+        0.5419,
+    ]
+    assert published_models(64)[["srp_low", "srp_high"]].isna().all(axis=None)
+
+
 def test_other_segment_lengths():
     assert published_models(4)["srp"].min() > published_models(64)["srp"].min()
     assert len(published_models(256, parts=True)) == 21  # The Switch decoder is too short.
