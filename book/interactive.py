@@ -1,5 +1,7 @@
 """Numbers and still figures of the interactive pages, computed when the book is built.
 
+Run as a program it draws the figure of the README anew, `book/_static/published-maps.png`.
+
 A page's script (`book/_static/explorer.js`, `window.js`) only shows what is written here. Rates are
 whole millionths, rounded down, so that a script finds the same smallest cache for a hit rate in
 percent as `lrc.curves.smallest` does.
@@ -46,10 +48,15 @@ def write(folder: Path) -> dict[Path, Path]:
         (folder / name).write_text(f"window.{variable} = {text};\n", encoding="utf-8")
         written[Path("book/_static") / name] = folder / name
     still = folder / "fig-explorer.png"
-    with drawing():
-        still_figure().figure.savefig(still, metadata={"Software": None})
+    save(still_figure(), still)
     written[Path("book/figures") / still.name] = still
     return written
+
+
+def save(chart: charts.Chart, path: Path) -> None:
+    """Write a chart as a PNG that is the same every time."""
+    with drawing():
+        chart.figure.savefig(path, metadata={"Software": None})
 
 
 def explorer() -> dict:
@@ -127,12 +134,23 @@ def of_toys(runs=None) -> list[tuple[dict, pd.DataFrame]]:
     return found
 
 
+def maps() -> dict[str, np.ndarray]:
+    """The two published routing maps: ids `[tokens, top_k]` by what they are of."""
+    found = {}
+    for label, key, layer in CASES:
+        active = published.table(f"case_{key}_layer{layer}_github").filter(regex=r"^e\d").to_numpy()
+        found[f"{label}, layer {layer}"] = np.nonzero(active)[1].reshape(len(active), -1)
+    return found
+
+
+def maps_figure() -> charts.Chart:
+    """The two maps as a chart, for the README."""
+    return charts.routing_map(maps(), 16, segment_length=16)
+
+
 def windows() -> dict:
     """The two published routing maps, and one of them with its tokens shuffled."""
-    routing = {}
-    for label, key, layer in CASES:
-        ids = published.table(f"case_{key}_layer{layer}_github").filter(regex=r"^e\d").to_numpy()
-        routing[f"{label}, layer {layer}"] = ("published", np.nonzero(ids)[1].reshape(len(ids), -1))
+    routing = {label: ("published", ids) for label, ids in maps().items()}
     first, (_, ids) = next(iter(routing.items()))
     mixed = lrc.shuffle(lrc.Trace(ids[None, :, None], 16)).experts[0, :, 0]
     routing[f"{first}, tokens shuffled"] = ("published, then shuffled", np.sort(mixed))
@@ -184,3 +202,7 @@ def _model(kind: str, facts: dict, lines: pd.DataFrame, grids: dict) -> dict:
 
 def _number(value: float) -> float | None:
     return None if pd.isna(value) else round(float(value), 6)
+
+
+if __name__ == "__main__":
+    save(maps_figure(), Path(__file__).parent / "_static" / "published-maps.png")

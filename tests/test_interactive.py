@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import matplotlib.image
 import pandas as pd
 import pytest
 
@@ -161,3 +162,12 @@ def test_what_is_written_is_the_same_every_time_and_small(interactive, data, tmp
         "book/figures/fig-explorer.png",
     }
     assert sum(map(len, contents[0].values())) < 500_000
+
+
+def test_the_figure_of_the_readme_is_what_its_command_draws(interactive, tmp_path):
+    interactive.save(interactive.maps_figure(), tmp_path / "maps.png")
+    committed = SCRIPT.parent / "_static" / "published-maps.png"
+    drawn, kept = (matplotlib.image.imread(path) for path in (tmp_path / "maps.png", committed))
+    assert drawn.shape == kept.shape
+    assert abs(drawn - kept).mean() < 1e-3  # letters may differ by a shade between machines
+    assert "book/_static/published-maps.png" in (SCRIPT.parents[1] / "README.md").read_text()
