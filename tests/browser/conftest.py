@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from chromium import NEEDED, find
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
@@ -19,6 +19,9 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+# Pages of hundreds of formulas take a while on a busy machine.
+PATIENCE = 30_000  # milliseconds
+expect.set_options(timeout=PATIENCE)
 DESKTOP = {"viewport": {"width": 1300, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
 
@@ -40,7 +43,7 @@ class Screen:
     outside: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(PATIENCE)
         self.page.emulate_media(reduced_motion="reduce")
         self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
