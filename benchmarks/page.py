@@ -24,6 +24,7 @@ TITLES = {
     "memory": "Memory",
     "roofline": "What the hardware would allow",
     "scaling": "Growth",
+    "offload": "Offloading: predicted and measured",
 }
 COLUMNS = {
     "ours_s": "ours",
