@@ -10,10 +10,20 @@ import pandas as pd
 
 from lrc import published
 from lrc.cache import hit_rates, sch
+from lrc.chance import excess
 from lrc.errors import LrcError
+from lrc.shuffling import check_repeats, over_shuffles, shuffle
 from lrc.trace import Trace
 
-__all__ = ["at_ratios", "bends", "compare", "of_published_models", "over_layers", "smallest"]
+__all__ = [
+    "at_ratios",
+    "bends",
+    "beyond_chance",
+    "compare",
+    "of_published_models",
+    "over_layers",
+    "smallest",
+]
 
 _RATES = ("hit_rate", "ci_low", "ci_high")
 _POINT = ("cache_size", "cache_ratio", *_RATES)
@@ -61,6 +71,45 @@ def compare(
             part = hit_rates(trace, policy, **options)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def beyond_chance(
+    trace: Trace,
+    policies=("lru", "lfu", "sch", "belady"),
+    *,
+    segment_length: int = 16,
+    level: str = "model",
+    repeats: int = 5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Hit rates of policies and SCH, and how far they lie above those of shuffled tokens.
+
+    Parameters
+    ----------
+    trace : Trace
+    policies, segment_length, level
+        As in `compare`.
+    repeats, seed : int
+        As in `lrc.chance`.
+
+    Returns
+    -------
+    DataFrame
+        layer (if asked for), policy, cache_size, cache_ratio, hit_rate, and as `lrc.excess` gives
+        them chance and excess.
+
+    Raises
+    ------
+    LrcError
+        Fewer than one shuffle, and as `lrc.sch` and `lrc.hit_rates`.
+    """
+    check_repeats(repeats)
+    traces = (shuffle(trace, seed=turn) for turn in range(seed, seed + repeats))
+
+    def measure(one):
+        return compare(one, policies, segment_length=segment_length, level=level)
+
+    return excess(measure(trace), over_shuffles(traces, measure, "hit_rate"))
 
 
 def of_published_models(segment_length: int = 16) -> pd.DataFrame:

@@ -57,6 +57,7 @@ def ladder(
     measure: str = "srp",
     level: str = "model",
     repeats: int = 5,
+    bootstrap: int = 0,
     seed: int = 0,
     **options,
 ) -> pd.DataFrame:
@@ -72,8 +73,10 @@ def ladder(
         As in the measure.
     repeats : int, default 5
         Shuffles that are averaged on each rung but the last.
+    bootstrap : int, default 0
+        Resamples of the sequences for an interval on the last rung (0 = no intervals).
     seed : int, default 0
-        Of the first shuffle.
+        Of the first shuffle, and of the resampling.
     **options
         Passed on to `lrc.srp`, `lrc.sch` or `lrc.hit_rates`, such as ``policies``.
 
@@ -82,7 +85,9 @@ def ladder(
     DataFrame
         For each row of the measure and each rung: ``rung``, the measure's columns with the mean of
         the shuffles as ``srp`` or ``hit_rate``, and ``sd``, the standard deviation of one shuffle
-        (0 on the last rung, which is the trace itself).
+        (0 on the last rung, which is the trace itself). With `bootstrap` also ``ci_low`` and
+        ``ci_high``: on the last rung over sequences, on the others of the mean over all shuffles of
+        these very sequences (1.96 standard errors), which is far narrower.
 
         ==========  =========================================================================
         popularity  tokens change places in the whole trace: popular experts are left
@@ -119,12 +124,16 @@ def ladder(
     tables = []
     for pool in rungs.values():
         if pool is None:
-            traces = [trace]
+            table = function(trace, **options, bootstrap=bootstrap, seed=seed)
+            table.insert(list(table).index(value) + 1, "sd", 0.0)
         else:
             traces = (shuffle(trace, pool, seed=turn) for turn in range(seed, seed + repeats))
-        table = over_shuffles(traces, lambda one: function(one, **options), value)
-        if pool is None:
-            table["sd"] = 0.0
+            table = over_shuffles(traces, lambda one: function(one, **options), value)
+            if bootstrap:
+                error = 1.96 * table["sd"] / np.sqrt(repeats)
+                after = list(table).index("sd") + 1
+                table.insert(after, "ci_low", table[value] - error)
+                table.insert(after + 1, "ci_high", table[value] + error)
         tables.append(table)
     result = pd.concat(tables, keys=list(rungs), names=["rung", None])
     return result.reset_index("rung").reset_index(drop=True)

@@ -85,6 +85,7 @@ AXES = {
     "start": Axis("first token of the segment"),
     "distance": Axis("distance (tokens)", log2=True),
     "overlap": Axis("overlap of experts"),
+    "excess": Axis("excess over chance"),
     "layer": Axis("MoE layer", item="layer {:g}"),
     "expert": Axis("expert", item="expert {:g}"),
     "dataset": Axis("domain"),

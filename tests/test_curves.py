@@ -244,3 +244,16 @@ def test_says_which_column_is_missing():
 def test_says_that_there_is_nothing_to_read():
     with pytest.raises(lrc.LrcError, match="no curve"):
         curves.smallest(BENT.assign(policy="lru").head(0), 0.5)
+
+
+def test_beyond_chance_is_compared_with_shuffled_tokens():
+    trace = lrc.Trace((np.arange(48) // 4 % 3).reshape(2, 24, 1, 1), num_experts=4)
+    found = curves.beyond_chance(trace, ("lru", "sch"), segment_length=4, repeats=2, seed=3)
+    plain = curves.compare(trace, ("lru", "sch"), segment_length=4)
+    assert found["hit_rate"].equals(plain["hit_rate"])
+    lru = lrc.chance(trace, measure="hit_rates", policies="lru", repeats=2, seed=3)["hit_rate"]
+    sch = lrc.chance(trace, 4, measure="sch", repeats=2, seed=3)["hit_rate"]
+    assert found["chance"].tolist() == [*lru, *sch]
+    assert found.loc[0, "excess"] > 0.2
+    with pytest.raises(lrc.LrcError, match="repeats is 0"):
+        curves.beyond_chance(trace, repeats=0)

@@ -98,6 +98,18 @@ def test_rungs_are_the_measure_of_shuffled_traces(trace, measure):
     assert list(found["rung"].unique()) == [*pools, "order"] * (len(top) > 0)
 
 
+def test_intervals_of_rungs():
+    trace = routed(preference("text"))
+    plain, found = lrc.ladder(trace, 16, repeats=3), lrc.ladder(trace, 16, repeats=3, bootstrap=50)
+    assert found[list(plain)].equals(plain)
+    top = lrc.srp(trace, 16, bootstrap=50)
+    assert found[["ci_low", "ci_high"]].iloc[-1].equals(top[["ci_low", "ci_high"]].iloc[0])
+    lower = found.iloc[:-1]
+    error = 1.96 * lower["sd"] / np.sqrt(3)
+    assert np.allclose(lower["srp"] - lower["ci_low"], error)
+    assert np.allclose(lower["ci_high"] - lower["srp"], error)
+
+
 def test_rungs_and_parts_agree():
     trace = routed(preference("text"))
     rungs = lrc.ladder(trace, 16).set_index("rung")["srp"]
