@@ -134,8 +134,8 @@ EXPERIMENTS: dict[str, Variant] = {
 }
 """Experiments past the paper's ten variants, by name: each differs from the baseline in one thing.
 
-Their traces are not shipped, only what `lrc.toy_statistics` keeps of them, of runs of `SHORT` steps.
-`lrc.toy_statistics.shipped` says which were trained; ``python -m lrc.toy_training NAME`` trains any.
+Their traces are not shipped, only what `lrc.toy_statistics` keeps of runs of `SHORT` steps; its
+function `shipped` says which were trained, and ``python -m lrc.toy_training NAME`` trains any.
 """
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
