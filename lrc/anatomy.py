@@ -126,11 +126,11 @@ def middle(table: pd.DataFrame, *, least_layers: int = 12) -> pd.DataFrame:
         excess.
     """
     deep = table[table.groupby("model")["layer"].transform("size") >= least_layers]
-    names = {"srp": "SRP", "excess": "excess"}
+    names = {"srp": "SRP", "chance": "chance", "excess": "excess"}
     if deep.empty:
         return pd.DataFrame(columns=["model", *_differences(names)])
     third = pd.cut(deep["depth"], [-0.01, 1 / 3, 2 / 3, 1], labels=["first", "middle", "last"])
-    means = deep.assign(third=third).pivot_table(["srp", "excess"], "model", "third", observed=True)
+    means = deep.assign(third=third).pivot_table(list(names), "model", "third", observed=True)
     differences = {
         title: means[value]["middle"] - means[value][other]
         for title, (value, other) in _differences(names).items()
