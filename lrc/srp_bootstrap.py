@@ -199,10 +199,11 @@ def _step_intervals(corpus, step, used, sizes, bootstrap, confidence, seed):
     while len(pending):
         uncertain = []
         pending_step = step.select(pending)
-        # Counts of all sequences, rather than their sums in every resample.
-        held = 8 * sum(n for _, n in sizes) * int(pending_step.first[-1])
-        alone = in_memory and len(parts) == 1 and held <= BLOCK_BYTES
-        for block in _blocks(pending_step.first, BLOCK_BYTES if alone else size):
+        # Counts and draws of all sequences, where they take no more than sums of all resamples.
+        columns = int(pending_step.first[-1])
+        held = 8 * sum(n for _, n in sizes) * (columns + bootstrap)
+        alone = in_memory and len(parts) == 1 and held <= SUM_BYTES_IN_MEMORY
+        for block in _blocks(pending_step.first, columns if alone else size):
             rows = pending[block]
             block = step.select(rows)
             products = corpus.add_up(
