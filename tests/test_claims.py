@@ -63,6 +63,6 @@ def test_known_verdicts(table):
 
 def test_links_are_those_of_the_book(table):
     row = linked(table).set_index("no.")["claim"]
-    assert row[18].endswith("({numref}`fig-layers-middle`, {numref}`fig-layers-chance`)")
+    assert row[38].endswith("({numref}`fig-srp-sch`, {numref}`fig-forecast-layers`)")
     assert row[19].endswith("not alike ([page](domains-and-consistency))")
     assert row[5] == table["statement"][4]
