@@ -27,6 +27,8 @@ WIDTH_BITS, DEPTH_BITS = 3, 4
 WIDTH, DEPTH = 1 << WIDTH_BITS, 1 << DEPTH_BITS
 BLOCK_BITS = WIDTH_BITS + DEPTH_BITS
 BLOCK = 1 << BLOCK_BITS
+# Keys that are compared at once to find those of a token.
+SCANNED = 32
 # Narrow keys first: more of them fit into a register.
 KEY_TYPES = (np.int32, np.int64)
 
@@ -43,6 +45,29 @@ def _may_hold_lower(typingctx, bounds, block, carried):
         return builder.icmp_unsigned("!=", lanes, lanes.type(0))
 
     return types.boolean(bounds, types.intp, bounds.dtype), code
+
+
+@intrinsic
+def _at_least(typingctx, keys, row, bound):
+    """Which of the `SCANNED` keys of a row are not below a bound, as bits."""
+
+    def code(context, builder, signature, args):
+        rows = simd.rows(context, builder, signature, args, 0, SCANNED)
+        found = simd.load(builder, rows, args[1])
+        found = builder.icmp_signed(">=", found, simd.splat(builder, args[2], found.type))
+        return builder.zext(builder.bitcast(found, simd.integer(SCANNED)), simd.integer(64))
+
+    return types.uint64(keys, types.intp, keys.dtype), code
+
+
+@intrinsic
+def _lowest_set(typingctx, word):
+    """Which is the lowest bit of a word that is set; one is."""
+
+    def code(context, builder, signature, args):
+        return builder.cttz(args[0], simd.integer(1)(1))
+
+    return types.int64(types.uint64), code
 
 
 @intrinsic
@@ -121,7 +146,7 @@ def _replay(
         i, first = sequences[job], first_layers[job]
         length = lengths[i]
         part = experts[i, :length, first : first + layers_a_cache]
-        num_uses = _flatten(part, num_experts, ids, starts)
+        num_uses = flatten(part, num_experts, ids, starts)
         uses, ends = ids[:num_uses], starts[: length + 1]
         keys[:] = 0
         if policy == LRU:
@@ -133,7 +158,7 @@ def _replay(
 
 
 @njit(cache=True, nogil=True)
-def _flatten(experts, num_experts, ids, starts):
+def flatten(experts, num_experts, ids, starts):
     """List the uses of one sequence: token t uses ``ids[starts[t] : starts[t + 1]]``.
 
     Layer and expert become one id; slots without an expert are left out.
@@ -194,27 +219,52 @@ def _place_of(slot):
 
 @njit(cache=True, nogil=True)
 def _belady(ids, starts, keys, new_hits):
-    """Replay one cache that gives up what is used again the latest; see `_most_used`."""
+    """Replay one cache that gives up what is used again the latest; see `_most_used`.
+
+    Only this policy tells from the keys alone which experts a token uses, so that it need not keep
+    track of where all others lie.
+    """
     num_uses, num_ids = len(ids), len(new_hits)
-    # Sooner is higher, from `num_uses + 1` for use 0 down. 1 is the key of all that have no other
-    # use: which of them goes first changes no hit.
-    expert_of = np.full(num_uses + 2, num_ids, np.int32)
-    before, after = np.empty(num_uses, keys.dtype), np.empty(num_uses, keys.dtype)
-    next_key = np.ones(num_ids, keys.dtype)
+    # Sooner is higher, from `num_uses` for use 0 down. 1 is below the key of all that have another
+    # use; which of those that have none goes first changes no hit.
+    first_key = num_uses + 1
+    after = np.empty(num_uses, keys.dtype)
+    is_first = np.ones(num_uses, np.bool_)
+    next_use = np.full(num_ids, num_uses, np.int64)
     for i in range(num_uses - 1, -1, -1):
-        x = ids[i]
-        after[i] = next_key[x]
-        before[i] = next_key[x] = num_uses + 1 - i
-        expert_of[next_key[x]] = x
-    slots = np.full(num_ids + 1, -1, np.int32)
+        x = np.uintp(ids[i])
+        after[i] = first_key - next_use[x]
+        if next_use[x] < num_uses:
+            is_first[next_use[x]] = False
+        next_use[x] = i
+    slots = np.empty(num_ids, np.int64)
     bounds = np.zeros(len(keys) // DEPTH, keys.dtype)
     height = 0
     for t in range(len(starts) - 1):
-        token = slice(starts[t], starts[t + 1])
-        height = _use(
-            *(ids[token], before[token], after[token], -1, expert_of),
-            *(slots, keys, bounds, height, new_hits),
-        )
+        # The experts of the token are those whose use is next: their keys are above all others'.
+        start, end = starts[t], starts[t + 1]
+        lowest = keys.dtype.type(first_key - end + 1)
+        row, to_find = 0, 0
+        for i in range(start, end):
+            to_find += not is_first[i]
+        while to_find > 0:
+            found = _at_least(keys, row, lowest)
+            while found:
+                slot = row * SCANNED + _lowest_set(found)
+                found &= found - np.uint64(1)
+                slots[first_key - keys[slot] - start] = slot
+                new_hits[_place_of(slot)] += 1
+                to_find -= 1
+            row += 1
+        for i in range(start, end):
+            if is_first[i]:
+                # The n-th distinct expert is charged to depth n.
+                new_hits[height] += 1
+                slot = _slot_of(height)
+                height += 1
+            else:
+                slot = _sunk(keys, slots[i - start], first_key - i)
+            _take(slot, after[i], keys, bounds)
 
 
 @njit(cache=True, nogil=True)
@@ -289,17 +339,24 @@ def _use(ids, before, after, moment_mask, expert_of, slots, keys, bounds, height
             new_hits[height] += 1
             slot = _slot_of(height)
             height += 1
-        elif keys[slot] != before[i]:
-            # It has sunk since the token began.
-            place = _place_of(slot)
-            while keys[slot] != before[i]:
-                place += 1
-                slot = _slot_of(place)
+        else:
+            slot = _sunk(keys, slot, before[i])
         last = max(last, slot >> BLOCK_BITS)
         _take(slot, after[i], keys, bounds)
     for slot in range((last + 1) << BLOCK_BITS):
         slots[expert_of[keys[slot] & moment_mask]] = slot
     return height
+
+
+@njit(cache=True, nogil=True)
+def _sunk(keys, slot, key):
+    """Where a key lies that lay in a slot when the token began, and may have sunk since."""
+    if keys[slot] != key:
+        place = _place_of(slot)
+        while keys[slot] != key:
+            place += 1
+            slot = _slot_of(place)
+    return slot
 
 
 @njit(cache=True, nogil=True)
