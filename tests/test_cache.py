@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import plain
 import pytest
-from checkout import ROOT
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import traces
@@ -98,9 +98,15 @@ def test_sch_equals_its_definition(data):
     )
 
 
-@pytest.mark.parametrize("key_type", [np.int32, np.int64])
+def ranked_up_to(uses):
+    return dict.fromkeys(cpu_caches.MOST_RANKED, uses)
+
+
+@pytest.mark.parametrize(
+    ("key_type", "most_ranked"), [(np.int32, 0), (np.int64, 0), (np.int32, 10**6)]
+)
 @pytest.mark.parametrize("seed", range(4))
-def test_stacks_of_many_blocks(seed, key_type):
+def test_stacks_of_many_blocks(seed, key_type, most_ranked):
     """Stacks deep enough for walks that pass blocks by, which small random traces never see."""
     rng = np.random.default_rng(seed)
     shapes = [(90, 3, 50, 1), (50, 3, 50, 3), (30, 2, 70, 7), (40, 3, 150, 5)]
@@ -114,7 +120,10 @@ def test_stacks_of_many_blocks(seed, key_type):
     stream = plain.uses(trace, 0, range(layers))
     sizes = [2, 15, 17, 33, 64, 97, 127, 129, *range(200, layers * num_experts, 80)]
     for policy, m in [*((p, 0) for p in POLICIES), *(("lookahead", m) for m in (1, 5, 20))]:
-        with patch.object(cpu_deep, "KEY_TYPES", (key_type,)):
+        with (
+            patch.object(cpu_deep, "KEY_TYPES", (key_type,)),
+            patch.dict(cpu_caches.MOST_RANKED, ranked_up_to(most_ranked)),
+        ):
             counts = policy_counts(trace, policy) if not m else sch_counts(trace, m)
         hits = counts.new_hits[0, 0, 0].cumsum()
         for size in sizes:
@@ -131,6 +140,7 @@ def test_stacks_side_by_side_are_those_one_by_one(data):
     deep = data.draw(st.sampled_from([np.int32, np.int64]))
     with (
         patch.object(cpu_caches, "DEEPEST_LANES", 0),
+        patch.dict(cpu_caches.MOST_RANKED, ranked_up_to(data.draw(st.sampled_from([0, 10**6])))),
         patch.object(cpu_deep, "KEY_TYPES", (deep,)),
     ):
         expected = all_counts(trace, level, m)

@@ -3,7 +3,7 @@
 from math import log2
 
 import pytest
-from checkout import ROOT
+from conftest import ROOT
 
 import lrc
 from lrc import planning

@@ -21,7 +21,7 @@ import numpy as np
 from numba import config
 
 from lrc.errors import LrcError
-from lrc.kernels import cpu_best_sets, cpu_deep, cpu_lanes
+from lrc.kernels import cpu_best_sets, cpu_deep, cpu_lanes, cpu_ranks
 from lrc.kernels.rules import BELADY, LFU, LOOKAHEAD, LRU, STATIC
 
 __all__ = ["BELADY", "LFU", "LOOKAHEAD", "LRU", "STATIC", "count_new_hits"]
@@ -30,6 +30,9 @@ __all__ = ["BELADY", "LFU", "LOOKAHEAD", "LRU", "STATIC", "count_new_hits"]
 # small stacks, and several of them.
 DEEPEST_LANES = 512
 FEWEST_LANES = 4
+# Uses for each expert up to which ranks are counted instead: every token passes over a bit of each
+# use, where a stack has a place of each expert.
+MOST_RANKED = {LRU: 128, LFU: 256}
 
 
 def count_new_hits(policy, segment_length, experts, lengths, sequences, num_experts, shared):
@@ -80,6 +83,8 @@ def count_new_hits(policy, segment_length, experts, lengths, sequences, num_expe
         key_type, _ = cpu_lanes.keys_that_hold(policy, segment_length, longest, uses)
         if key_type is not None:
             replay, step = cpu_lanes.replay, cpu_lanes.LANES
+    if replay is cpu_deep.replay and uses <= MOST_RANKED.get(policy, -1) * num_ids:
+        replay = cpu_ranks.replay
     groups = -(-len(new_hits) // step)
     bounds = np.linspace(0, groups, min(8 * threads, groups) + 1).astype(int) * step
 
