@@ -1,5 +1,7 @@
 """How evenly the experts share the work: over a whole corpus, or within short windows."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -73,7 +75,7 @@ def balance(
     integer histograms, so the order of sequences does not change a bit of the result.
     """
     _check(trace, window, level, by_dataset, segment_length)
-    parts = {None: trace}
+    parts: dict[str | None, Trace] = {None: trace}
     if by_dataset:
         parts = {name: trace.select(datasets=name) for name in trace.dataset_names}
     rows = []
@@ -83,7 +85,7 @@ def balance(
         else:
             measured = _local(part, level, window)
         for group, values in enumerate(measured):
-            place = {"dataset": name} if by_dataset else {}
+            place: dict[str, Any] = {"dataset": name} if by_dataset else {}
             place |= {"layer": group} if level == "layer" else {}
             if np.isnan(values).any():
                 where = ", ".join(f"{key} {value}" for key, value in place.items()) or "the model"

@@ -4,6 +4,8 @@ Raw SRP mixes how routing keeps to recent experts with how popular experts are a
 a token uses; so do hit rates. The level that popularity alone gives is the zero to measure from.
 """
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -107,7 +109,7 @@ def chance(
     _check(source, measure, level, replacement, repeats)
     if measure != "srp":
         traces = _shuffles(source, by_dataset, repeats, seed)
-        options = {"level": level, "by_dataset": by_dataset}
+        options: dict[str, Any] = {"level": level, "by_dataset": by_dataset}
         if measure == "sch":
             options |= {"segment_lengths": segment_lengths, "definition": definition}
             return over_shuffles(traces, lambda one: sch(one, **options), "hit_rate")
@@ -135,7 +137,7 @@ def chance(
                 tokens = None if replacement else group["windows"].to_numpy()
                 rows.append(row | _expected(rate, segment_length, tokens))
     keys = [*keys, "segment_length"]
-    numbers = dict.fromkeys(["srp", "size_ratio", "activation_rate"], np.float64)
+    numbers: dict[str, type] = dict.fromkeys(["srp", "size_ratio", "activation_rate"], np.float64)
     numbers["segment_length"] = np.int64
     table = pd.DataFrame(rows, columns=[*keys, "srp", "size_ratio", "activation_rate"])
     return table.astype(numbers).sort_values(keys, ignore_index=True)

@@ -5,6 +5,8 @@ that agree in everything but cache size and hit rate are one curve: hit rate aga
 which starts at (0, 0), is straight between the sizes that are known, and is level after the last.
 """
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -60,7 +62,7 @@ def compare(
         order of `policies`. A policy without anything to measure has no rows ("static", where no
         sequence reaches the segment length).
     """
-    options = {"level": level, "bootstrap": bootstrap, "seed": seed}
+    options: dict[str, Any] = {"level": level, "bootstrap": bootstrap, "seed": seed}
     parts = []
     for policy in [policies] if isinstance(policies, str) else policies:
         if policy in _DEFINITIONS:

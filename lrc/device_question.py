@@ -143,8 +143,8 @@ def ask(
 
             layers, num_experts, top_k = published_shape(model)
         else:
-            source = resolve_trace(trace)
-            layers, num_experts, top_k = source.num_layers, source.num_experts, source.top_k
+            source = read = resolve_trace(trace)
+            layers, num_experts, top_k = read.num_layers, read.num_experts, read.top_k
     except ParameterError:
         raise
     except LrcError as error:
@@ -156,8 +156,9 @@ def ask(
         raise ParameterError(
             "batch_size, draft_tokens: a published curve serves token by token; give a trace"
         )
-    texts = 1 if model else source.num_sequences
-    longest = 1 if model else int(source.lengths.max())
+    texts, longest = 1, 1
+    if isinstance(source, Trace):
+        texts, longest = source.num_sequences, int(source.lengths.max())
     for name, value, most in (
         ("batch_size", batch_size, texts),
         ("draft_tokens", draft_tokens, longest),

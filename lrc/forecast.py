@@ -102,13 +102,14 @@ def foretell(
     slow, fast = np.quantile(factors, [1 - tail, tail])
     middle = wall[known].sum() / predicted[known].sum()
     mean = new["predicted_ms"].mean()
+    least, expected, most = (float(1e3 / (factor * mean)) for factor in (slow, middle, fast))
     return Forecast(
         device,
         steps,
         float((new["predicted_ms"] / new["wall_ms"] - 1).abs().median()),
         float(inside.mean()),
         coverage,
-        tuple(float(1e3 / (factor * mean)) for factor in (slow, middle, fast)),
+        (least, expected, most),
         float(1e3 / new["wall_ms"].mean()),
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -70,7 +71,7 @@ class LiveMeasures:
     >>> live["srp"]  # doctest: +SKIP
     """
 
-    def __init__(self, *, srp=None, sch=None, hit_rates=None):
+    def __init__(self, *, srp=None, sch=None, hit_rates=None) -> None:
         given = {"srp": srp, "sch": sch, "hit_rates": hit_rates}
         self.options: dict[str, dict] = {
             name: _checked(name, options)
@@ -119,7 +120,8 @@ class LiveMeasures:
     def save(self, path: str | PathLike) -> None:
         """Write what was counted to a file, whole or not at all; `lrc.load_measures` reads it."""
         path = Path(path)
-        header = {"version": VERSION, "sequences": self.num_sequences, "tokens": self.num_tokens}
+        header: dict[str, Any] = {"version": VERSION, "sequences": self.num_sequences}
+        header["tokens"] = self.num_tokens
         header |= {"meta": checked_meta(self.meta), "options": self.options, "kinds": {}}
         arrays = {}
         for measure, counts in self.counts.items():

@@ -1,5 +1,7 @@
 """Load balance within short windows: how much of it is chance, and how much is consistency."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -101,7 +103,7 @@ def local_balance_of_counts(counts: WindowCounts, activations) -> pd.DataFrame:
         for layer in range(counts.counts.shape[1]):
             for i, m in enumerate(counts.segment_lengths):
                 if counts.windows[g, i]:
-                    place = {} if counts.datasets == ("",) else {"dataset": dataset}
+                    place: dict[str, Any] = {} if counts.datasets == ("",) else {"dataset": dataset}
                     place |= {} if pooled else {"layer": layer}
                     mine = activations[i][g, slice(None) if pooled else layer]
                     histogram = counts.histogram(i)[g, layer, 0]

@@ -119,10 +119,10 @@ def optimum(
     for group, capacity in enumerate(capacities):
         part = asked if level == "model" else asked.of_layer(group)
         layers = slice(None) if level == "model" else slice(group, group + 1)
-        for one in _by_sequence(part):
-            size_of = np.repeat(taken[layers], trace.num_experts)[one[0]]
-            worth = np.repeat(known[layers], trace.num_experts)[one[0]]
-            solved = _solve(*one, size_of, worth, capacity, goal, exact)
+        for ids, starts in _by_sequence(part):
+            size_of = np.repeat(taken[layers], trace.num_experts)[ids]
+            worth = np.repeat(known[layers], trace.num_experts)[ids]
+            solved = _solve(ids, starts, size_of, worth, capacity, goal, exact)
             total, least, bound = total + solved[0], least + solved[1], bound + solved[2]
     return Optimum(goal, total, round(least) if exact else None, bound)
 

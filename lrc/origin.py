@@ -4,6 +4,8 @@ A correlation over experts says that two things go together, not how much of one
 other. Shuffling does: what SRP loses when tokens change places was due to where they stood.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -16,7 +18,11 @@ from lrc.trace import Trace
 
 __all__ = ["decompose", "ladder", "shuffle_labels"]
 
-_MEASURES = {"srp": (srp, "srp"), "sch": (sch, "hit_rate"), "hit_rates": (hit_rates, "hit_rate")}
+_MEASURES: dict[str, tuple[Callable[..., pd.DataFrame], str]] = {
+    "srp": (srp, "srp"),
+    "sch": (sch, "hit_rate"),
+    "hit_rates": (hit_rates, "hit_rate"),
+}
 # Where the tokens of a trace change places, by what of its consistency is left then.
 _RUNGS = {"popularity": "all", "domain": "domain", "text": "sequence", "order": None}
 

@@ -5,6 +5,7 @@ follows from them follows from sums over rows, in which a bootstrap draws a row 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -53,8 +54,10 @@ class PairCounts:
                 f"without labels): {kinds[0]} and {kinds[1]}"
             )
         names = [name for name in _ROWS if getattr(self, name) is not None]
-        rows = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in names}
-        return PairCounts(**({"datasets": None} | rows), distances=self.distances)
+        rows: dict[str, Any] = {"datasets": None}
+        for name in names:
+            rows[name] = np.concatenate([getattr(self, name), getattr(other, name)])
+        return PairCounts(**rows, distances=self.distances)
 
     def pooled(self, starts: np.ndarray) -> "PairCounts":
         """The same with several distances taken together, from each of these places to the next."""

@@ -1,6 +1,7 @@
 """All eviction policies beside each other: hit rates, how far from the optimum, what is waited."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -106,7 +107,9 @@ def compare_policies(
         best = replay(trace, "belady", **settings)
         best_hits, uses = _by_sequence(best, trace.num_sequences)
         for policy in policies:
-            options = {"fit": fit} if fit is not None and "fit" in _options(policy) else {}
+            options: dict[str, Any] = {}
+            if fit is not None and "fit" in _options(policy):
+                options["fit"] = fit
             found = best if policy == "belady" else replay(trace, policy, **settings, **options)
             hits, _ = _by_sequence(found, trace.num_sequences)
             row = {"policy": policy, "cache_size": size, "cache_ratio": size / per_token}

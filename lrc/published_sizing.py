@@ -1,6 +1,7 @@
 """Sizes from the published curves of a model, where there is no trace of it."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,7 +60,8 @@ def published_shape(model: str) -> Shape:
         )
         raise LrcError(f"no published curves of {model!r}: {hint}")
     shape = experts.of_published(model)
-    return Shape(len(shape.parameters), shape.num_experts, shape.top_k)
+    # All top-k are published; only a configuration may not tell it.
+    return Shape(len(shape.parameters), shape.num_experts, shape.top_k)  # type: ignore[arg-type]
 
 
 def published_curve(model: str, policy: str) -> pd.DataFrame:
@@ -164,8 +166,10 @@ def checked_sizes(model, expert_bytes) -> np.ndarray:
 def recommend_published(model, budget_bytes, expert_bytes, device, name) -> Recommendation:
     """`lrc.recommendation.recommend` on published curves."""
     shape = published_shape(model)
-    options = {
-        "expert_bytes": checked_sizes(model, expert_bytes),
+    sizes = checked_sizes(model, expert_bytes)
+    largest = int(sizes.max())
+    options: dict[str, Any] = {
+        "expert_bytes": sizes,
         "device": device,
         "bootstrap": 0,  # intervals are errors of reading
     }
@@ -185,10 +189,11 @@ def recommend_published(model, budget_bytes, expert_bytes, device, name) -> Reco
     for label, slots in beside.items():
         if shape.top_k <= slots <= everything:
             other = size_cache(model, policy, cache_size=slots, **options)
-            row = {"size": label, "slots": slots, "megabytes": other.num_bytes / 1e6}
+            row = {"size": label, "slots": slots, "megabytes": slots * largest / 1e6}
             row |= {"cache_ratio": slots / per_token, "hit_rate": other.hit_rate}
-            row |= dict(zip(("ci_low", "ci_high"), other.interval, strict=True))
-            if device is not None:
+            if other.interval is not None:
+                row |= dict(zip(("ci_low", "ci_high"), other.interval, strict=True))
+            if other.tokens_per_second is not None:
                 names = ("slowest", "tokens_per_second", "fastest")
                 row |= dict(zip(names, other.tokens_per_second, strict=True))
             rows.append(row)
@@ -209,7 +214,7 @@ def recommend_published(model, budget_bytes, expert_bytes, device, name) -> Reco
         policy,
         "shared",
         found.slots,
-        found.num_bytes,
+        found.slots * largest,
         None,
         found.hit_rate,
         found.interval,

@@ -111,7 +111,7 @@ class _InMemory:
     finished = False
     place: object = "memory"
 
-    def __init__(self, shard):
+    def __init__(self, shard) -> None:
         self.notes: list[Note] = []
         self._shard = shard
 

@@ -231,7 +231,7 @@ def size_cache(
         if sizes is None:
             raise LrcError("tokens per second need the bytes of one expert: give expert_bytes")
         per_cache = slots if level == "model" else slots // trace.num_layers
-        speed = device.tokens_per_second(
+        slow, expected, fast = device.tokens_per_second(
             replay(
                 joined,
                 policy,
@@ -241,7 +241,7 @@ def size_cache(
                 expert_bytes=sizes,
             )
         )
-        speed = tuple(step_tokens * value for value in speed)
+        speed = (step_tokens * slow, step_tokens * expected, step_tokens * fast)
     return Sizing(
         policy,
         level,

@@ -14,7 +14,9 @@ All of it follows from a histogram of f, in integers: see `lrc.window_counts`, a
 that are measured in parts.
 """
 
+from collections.abc import Iterable, Sequence
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -102,8 +104,9 @@ def srp(
     levels = (level,) if isinstance(level, str) else once(list(level), "level")
     for name in levels or (level,):
         check_level(name, LEVELS)
-    several = isinstance(by_dataset, tuple | list)
-    groupings = once(list(by_dataset), "by_dataset") if several else (by_dataset,)
+    groupings: tuple = (by_dataset,)
+    if several := isinstance(by_dataset, tuple | list):
+        groupings = once(list(by_dataset), "by_dataset")
     if several and not (groupings and {False, True}.issuperset(groupings)):
         raise LrcError(f"by_dataset is {by_dataset!r}, but must be False, True, or (False, True)")
     segment_lengths = checked_segment_lengths(segment_lengths)
@@ -115,7 +118,7 @@ def srp(
         for grouping in groupings:
             grouped = counted if grouping else counted.pooled()
             counts = [grouped.at(name) for name in levels]
-            intervals = [None] * len(levels)
+            intervals: Sequence[np.ndarray | None] = [None] * len(levels)
             if bootstrap:
                 intervals = srp_intervals(corpus, counts, bootstrap, confidence, seed)
             for name, c, ends in zip(levels, counts, intervals, strict=True):
@@ -168,7 +171,7 @@ def srp_by_position(
     for g, dataset in enumerate(datasets or ("",)):
         only = np.where(groups == g, 0, -1)
         for i, m in enumerate(segment_lengths):
-            histograms = (
+            histograms: Iterable = (
                 host(
                     count_windows_by_position(
                         trace.experts, trace.lengths, only, 1, layers, trace.num_experts, m
@@ -180,7 +183,7 @@ def srp_by_position(
                 histograms = [sum(histograms)]
             for layer, histogram in enumerate(histograms):
                 score, size_ratio, _ = best_router(histogram)
-                keys = {"dataset": dataset} if by_dataset else {}
+                keys: dict[str, Any] = {"dataset": dataset} if by_dataset else {}
                 keys |= {"layer": layer} if level == "layer" else {}
                 keys |= {"segment_length": m, "start": np.arange(len(score))}
                 frames[g, layer, i] = pd.DataFrame(keys | {"srp": score, "size_ratio": size_ratio})

@@ -132,11 +132,11 @@ def srp_intervals(
     for g, label in enumerate(levels[0].datasets):
         for chosen, sizes, starts in _members(corpus, label, lengths):
             rows = []
-            for number, (counts, score) in enumerate(zip(levels, scores, strict=True)):
+            for n, (counts, score) in enumerate(zip(levels, scores, strict=True)):
                 layer, expert, segment = np.nonzero(score[g][..., chosen])
                 level = np.full(len(layer), LEVELS.index(counts.level))
                 f1 = score[g][..., chosen][layer, expert, segment]
-                rows.append((np.full(len(layer), number), level, segment, layer, expert, f1))
+                rows.append((np.full(len(layer), n), level, segment, layer, expert, f1))
             number, level, segment, layer, expert, f1 = map(np.concatenate, zip(*rows, strict=True))
             if not len(f1):
                 continue

@@ -29,6 +29,8 @@ class BiasedRouter(Qwen2MoeTopKRouter):
         Tokens of each expert in the last forward pass, ``[experts]``.
     """
 
+    selection_bias: torch.Tensor
+
     def forward(self, hidden_states):
         """Return logits, weights and ids of the experts chosen, as the router it stands for."""
         logits = torch.nn.functional.linear(hidden_states.reshape(-1, self.hidden_dim), self.weight)

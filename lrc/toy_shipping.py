@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,7 +56,7 @@ def ship(out: Path = Path("runs/toys"), data: Path = toys.DATA) -> list[tuple[st
         losses.append(pd.read_csv(run / "losses.csv"))
         if target.is_file() and target.stat().st_mtime > (run / "model").stat().st_mtime:
             continue
-        trace = record(load_model(str(run / "model")).model, texts, progress=False)
+        trace: Any = record(load_model(str(run / "model")).model, texts, progress=False)
         token_counts(trace, min_count=20).save(data / "counts" / target.name)
         if (name, seed) == ("baseline", 0):
             shutil.copytree(run / "model", data / name, dirs_exist_ok=True)
@@ -119,6 +120,7 @@ def ship_statistics(
             int(file.stem): toy_statistics.of_trace(load_trace(file), brief=True)
             for file in run.glob("snapshots/*.parquet")
         }
-        snapshots[steps] = toy_statistics.of_trace(record(model, texts, progress=False))
+        trace: Any = record(model, texts, progress=False)
+        snapshots[steps] = toy_statistics.of_trace(trace)
         toy_statistics.save(toy_statistics.Run(name, int(seed), steps, losses, snapshots), target)
     return runs

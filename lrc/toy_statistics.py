@@ -14,6 +14,7 @@ import json
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -131,13 +132,13 @@ class Statistics:
 
     def by_domain(self) -> pd.DataFrame:
         """Return SRP, chance and excess of each dataset by itself, segments of `MAIN_LENGTH`."""
-        self._check("by_dataset")
+        by_dataset = self._kept("by_dataset")
         rows = []
         for g, dataset in enumerate(sorted(set(self.datasets))):
             mine = np.array(self.datasets) == dataset
             score, _, _ = best_router(self.by_sequence[mine].sum(axis=0))
             tokens = self._windows(MAIN_LENGTH, dataset) * MAIN_LENGTH
-            rates = self._rates(self.by_dataset[g], tokens)
+            rates = self._rates(by_dataset[g], tokens)
             level = chance(rates, (MAIN_LENGTH,))["srp"].item()
             row = {"dataset": dataset, "srp": float(score), "chance": level}
             rows.append(row | {"excess": (row["srp"] - level) / (1 - level)})
@@ -145,14 +146,16 @@ class Statistics:
 
     def hit_rates(self) -> pd.DataFrame:
         """Return what `lrc.hit_rates` returns for LRU with a cache a layer."""
-        self._check("lru_hits")
-        layers, experts = self.lru_hits.shape
+        lru_hits = self._kept("lru_hits")
+        layers, experts = lru_hits.shape
         kind = HitKind("policy", ("lru",), "paper", "layer", layers, experts, self.top_k)
-        return HitCounts(kind, ("",), self.lru_hits[None, None]).table()
+        return HitCounts(kind, ("",), lru_hits[None, None]).table()
 
-    def _check(self, name):
-        if getattr(self, name) is None:
+    def _kept(self, name: str) -> np.ndarray:
+        array = getattr(self, name)
+        if array is None:
             raise LrcError(f"these statistics have no {name}: it is kept of finished runs only")
+        return array
 
     @staticmethod
     def _rates(activations, tokens):
@@ -249,7 +252,7 @@ class Run:
 def save(run: Run, path: str | PathLike) -> None:
     """Write a run as a Parquet file: a row for each array of integers, and its shape."""
     first = run.end
-    header = {
+    header: dict[str, Any] = {
         "version": _VERSION,
         "model": run.model,
         "seed": run.seed,
@@ -312,7 +315,7 @@ def read(path: str | PathLike) -> Run:
         raise TraceError(f"{path}: no statistics of a toy run, or damaged ({reason})") from error
     if header["version"] != _VERSION:
         raise TraceError(f"{path}: statistics of another version of lrc; make them again")
-    arrays: dict[int, dict[str, np.ndarray]] = {}
+    arrays: dict[int, dict[str, Any]] = {}
     for row in table.to_pylist():
         array = np.array(row["values"], np.int64).reshape(row["shape"])
         arrays.setdefault(row["step"], {})[row["name"]] = array
@@ -326,7 +329,10 @@ def read(path: str | PathLike) -> Run:
         loss=losses["loss"] / 10_000,
     )
     del arrays[-1]
-    rest = {"datasets": tuple(header["datasets"]), "lengths": tuple(header["lengths"])}
+    rest: dict[str, Any] = {
+        "datasets": tuple(header["datasets"]),
+        "lengths": tuple(header["lengths"]),
+    }
     snapshots = {
         step: Statistics(
             LENGTHS if "by_dataset" in values else (MAIN_LENGTH,),
@@ -343,8 +349,8 @@ def read(path: str | PathLike) -> Run:
 def shipped() -> list[tuple[str, int, int]]:
     """Return (model, seed, steps) of every run whose statistics are shipped."""
     order = [*toys.VARIANTS, *toys.EXPERIMENTS]
-    runs = [tuple(file.stem.rsplit("-", 2)) for file in _DATA.glob("*.parquet")]
-    runs = [(name, int(seed), int(steps)) for name, seed, steps in runs]
+    parts = [file.stem.rsplit("-", 2) for file in _DATA.glob("*.parquet")]
+    runs = [(name, int(seed), int(steps)) for name, seed, steps in parts]
     return sorted(runs, key=lambda run: (run[2], order.index(run[0]), run[1]))
 
 

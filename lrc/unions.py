@@ -156,7 +156,8 @@ def unions(
             continue
         size = {"batch_size" if across == "texts" else "draft_tokens": n}
         joined = join_steps(trace, prompt_tokens=prompts, seed=seed, **size)
-        batch, step, _, alone = _layout(trace, prompts, *(size.get(k, 1) for k in _SIZES), seed)
+        texts, drafted = (size.get(name, 1) for name in _SIZES)
+        batch, step, _, alone = _layout(trace, prompts, texts, drafted, seed)
         full = np.zeros(joined.experts.shape[:2], np.int64)
         np.add.at(full, (np.broadcast_to(batch[:, None], step.shape)[alone], step[alone]), 1)
         full = full == n

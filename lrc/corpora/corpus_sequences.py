@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from typing import Literal, overload
 
 import numpy as np
 
@@ -92,6 +93,28 @@ class SequenceStream:
         return Sequences(rows, tuple(labels), self.recipe)
 
 
+@overload
+def sequences(
+    tokenizer,
+    corpus=...,
+    *,
+    per_domain: int = ...,
+    length: int = ...,
+    split: str | None = ...,
+    column: str = ...,
+    lazy: Literal[False] = ...,
+) -> Sequences: ...
+@overload
+def sequences(
+    tokenizer,
+    corpus=...,
+    *,
+    per_domain: int = ...,
+    length: int = ...,
+    split: str | None = ...,
+    column: str = ...,
+    lazy: bool,
+) -> Sequences | SequenceStream: ...
 def sequences(
     tokenizer,
     corpus="embedded",

@@ -89,7 +89,7 @@ def language_head(tokenizer) -> np.ndarray:
     return np.asarray(opening if is_language else [], np.int32)
 
 
-def padded(rows: Sequence, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def padded(rows: Sequence | np.ndarray, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return token ids of different length as one array, filled up on the right, and its mask."""
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(lengths.max()) < lengths[:, None]
