@@ -34,7 +34,7 @@ PAPER ?=
 
 help:
 	@echo 'make book         run every notebook and build the book: _build/html/index.html'
-	@echo 'make test         ruff, unit tests, and every notebook against its committed outputs'
+	@echo 'make test         ruff, mypy, unit tests, and every notebook against its committed outputs'
 	@echo 'make test-browser every page of the built book in Chromium: whole, readable, usable'
 	@echo 'make test-legacy  recording and loading models with transformers 4.57'
 	@echo 'make notebooks    run every notebook and rewrite its committed outputs'
@@ -52,6 +52,7 @@ test: $(TESTED)
 	@$(RUN) -m ruff check --quiet .
 	@$(RUN) -m ruff format --check --quiet . \
 	  || { echo 'Not formatted; run: $(RUN) -m ruff format .'; exit 1; }
+	@$(RUN) -m mypy --no-error-summary lrc
 	@$(RUN) -m pytest
 
 test-browser: $(BROWSED)
@@ -72,7 +73,7 @@ lock: $(TESTED)
 	  | grep -v -E '^(nvidia|cuda|triton)|^#|^-e' > constraints.new && mv constraints.new constraints.txt
 
 clean:
-	@rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	@rm -rf _build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
