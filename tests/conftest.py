@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkout import ROOT
 from hypothesis import settings
 
 # The first example of a test compiles kernels, which takes longer than any deadline.
 settings.register_profile("lrc", deadline=None)
 settings.load_profile("lrc")
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from math import log2
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 import lrc
 from lrc import planning

@@ -12,7 +12,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import traces

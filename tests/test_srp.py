@@ -13,7 +13,7 @@ import pandas as pd
 import plain
 import pytest
 import torch
-from conftest import ROOT
+from checkout import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import traces

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import traces
