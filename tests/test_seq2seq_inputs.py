@@ -48,7 +48,7 @@ def texts(sequences, tokens):
 
 
 @given(
-    tokens=st.integers(2, 200),
+    tokens=st.integers(2, 198),  # the tokenizer has sentinels for 100 spans
     density=st.floats(0.01, 0.5),
     mean_length=st.floats(1, 10),
     seed=st.integers(0, 2**32),
