@@ -7,6 +7,7 @@ None: a returned value would replace what the model computes.
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -20,7 +21,7 @@ See = Callable[..., None]
 ``tokens``, boolean over the tokens of the pass, where rows are only some of them, or None."""
 
 
-class Probe:
+class Probe(ABC):
     """Reads one layer; the base of all that do.
 
     Attributes
@@ -40,9 +41,9 @@ class Probe:
     no_expert = ""
     label = "a layer"
 
+    @abstractmethod
     def attach(self, see: See) -> list:
         """Hook into the layer; return the handles that remove the hooks."""
-        raise NotImplementedError
 
 
 class IndexArgument(Probe):

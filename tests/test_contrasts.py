@@ -36,6 +36,17 @@ def models(numbers, size):
     return pd.DataFrame({"has": np.arange(len(numbers)) < size, "value": np.array(numbers, float)})
 
 
+def assert_not_rejected_inside(row, confidence, p):
+    """Hold an interval against the test behind it; p(delta) is its p for a difference of delta."""
+    for edge, outward in ((row["ci_low"], -1), (row["ci_high"], 1)):
+        if np.isinf(edge):
+            assert p(outward * 1e6) > 1 - confidence
+        else:
+            assert p(edge + outward * 1e-3) <= 1 - confidence + 1e-9
+            assert p((edge + row["difference"]) / 2) > 1 - confidence - 1e-9
+    assert row["ci_low"] - 1e-9 <= row["difference"] <= row["ci_high"] + 1e-9
+
+
 @given(values, st.integers(1, 3))
 @example([3, 3, 3, 3, 3], 3)
 def test_contrast_is_the_plain_enumeration(numbers, size):
@@ -55,13 +66,7 @@ def test_interval_holds_what_the_test_does_not_reject(numbers, size, confidence)
         shifted = models([*(inside - delta), *outside], size)
         return contrast(shifted, "has", ["value"])["p"].item()
 
-    for edge, outward in ((row["ci_low"], -1), (row["ci_high"], 1)):
-        if np.isinf(edge):
-            assert p(outward * 1e6) > 1 - confidence
-        else:
-            assert p(edge + outward * 1e-3) <= 1 - confidence + 1e-9
-            assert p((edge + row["difference"]) / 2) > 1 - confidence - 1e-9
-    assert row["ci_low"] - 1e-9 <= row["difference"] <= row["ci_high"] + 1e-9
+    assert_not_rejected_inside(row, confidence, p)
 
 
 def test_contrast_agrees_with_scipy():
@@ -112,13 +117,7 @@ def test_paired_interval_holds_what_the_test_does_not_reject(numbers, confidence
     def p(delta):
         return paired(pd.DataFrame({"gain": values - delta}), ["gain"])["p"].item()
 
-    for edge, outward in ((row["ci_low"], -1), (row["ci_high"], 1)):
-        if np.isinf(edge):
-            assert p(outward * 1e6) > 1 - confidence
-        else:
-            assert p(edge + outward * 1e-3) <= 1 - confidence + 1e-9
-            assert p((edge + row["difference"]) / 2) > 1 - confidence - 1e-9
-    assert row["ci_low"] - 1e-9 <= row["difference"] <= row["ci_high"] + 1e-9
+    assert_not_rejected_inside(row, confidence, p)
 
 
 def test_paired_agrees_with_scipy():
